@@ -1,0 +1,87 @@
+"""Activation patching in notebooks: two prompts in, an exact, linked heat map out.
+
+Every public name is loaded on first use (PEP 562): `import nbpatch` loads neither torch, transformer_lens, xarray
+nor matplotlib, and changes nothing in the interpreter.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from nbpatch import display
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from nbpatch.errors import NbpatchError
+    from nbpatch.methods.companions import attention
+    from nbpatch.methods.patching import patch
+    from nbpatch.model import Model, load
+    from nbpatch.prompts import Pairs, PromptPair
+    from nbpatch.result import Result, read
+    from nbpatch.workbench import Workbench
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Model": "nbpatch.model",
+    "NbpatchError": "nbpatch.errors",
+    "Pairs": "nbpatch.prompts",
+    "PromptPair": "nbpatch.prompts",
+    "Result": "nbpatch.result",
+    "Workbench": "nbpatch.workbench",
+    "attention": "nbpatch.methods.companions",
+    "load": "nbpatch.model",
+    "patch": "nbpatch.methods.patching",
+    "read": "nbpatch.result",
+}
+
+__all__ = [
+    "Model",
+    "NbpatchError",
+    "Pairs",
+    "PromptPair",
+    "Result",
+    "Workbench",
+    "__version__",
+    "attention",
+    "load",
+    "load_ipython_extension",
+    "patch",
+    "read",
+    "unload_ipython_extension",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def load_ipython_extension(shell: "InteractiveShell") -> None:
+    """Registers the magics: what `%load_ext nbpatch` calls."""
+    from nbpatch import magics
+
+    magics.register(shell)
+
+
+def unload_ipython_extension(shell: "InteractiveShell") -> None:
+    """Takes the magics out again and restores what they replaced: what `%unload_ext nbpatch` calls."""
+    from nbpatch import magics
+
+    magics.unregister(shell)
+
+
+def _display() -> display.Display:
+    from nbpatch import workbench
+
+    return workbench
+
+
+display.provider = _display

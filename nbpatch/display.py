@@ -1,0 +1,45 @@
+"""The one place where views register for results, so that results need not import them.
+
+`nbpatch/__init__` fills `provider`; it is called on first use, which keeps an import of nbpatch light and lets
+a saved result open, print and compute on a machine with neither torch nor a notebook.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+from nbpatch.errors import NbpatchError
+
+
+@runtime_checkable
+class Display(Protocol):
+    """What a result can be turned into; `nbpatch.workbench` implements it with `nbpatch.view`."""
+
+    def plot(self, result: Any, **options: Any) -> Any:
+        """Returns a matplotlib Figure of the result."""
+        ...
+
+    def show(self, result: Any, **options: Any) -> Any:
+        """Returns a widget of the result."""
+        ...
+
+    def to_html(self, result: Any, path: str, **options: Any) -> Any:
+        """Writes one self-contained HTML file."""
+        ...
+
+    def mimebundle(self, result: Any) -> dict[str, Any]:
+        """Returns the notebook display: widget, PNG and text."""
+        ...
+
+
+provider: Callable[[], Display] | None = None
+
+
+def get() -> Display:
+    """Returns the registered display.
+
+    Raises:
+        NbpatchError: nbpatch was taken apart so that nothing registered.
+    """
+    if provider is None:
+        raise NbpatchError("no view is registered for results.", fix="import nbpatch")
+    return provider()

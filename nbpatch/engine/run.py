@@ -1,0 +1,156 @@
+"""The contents page of a run: base runs, waves, measuring, progress, stopping, the result."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from nbpatch.engine.base import trace_runs
+from nbpatch.engine.describe import describe_model, describe_tokens, describe_versions
+from nbpatch.engine.lint import lint
+from nbpatch.engine.replay import replay
+from nbpatch.engine.table import Progress, Table
+from nbpatch.model import Model
+from nbpatch.plan import EXACT, MEASURED, Plan
+from nbpatch.result import Result
+from nbpatch.sites import COMPONENTS
+
+MAX_TOKENS = 2048
+"""Prompt tokens per forward: more is no faster on a CPU, and progress and stopping would become coarse."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The live model and plan of a result, for widgets that go on from it. Never saved."""
+
+    model: Model
+    plan: Plan
+
+
+def ignore(progress: Progress) -> None:
+    """The progress callback that does nothing."""
+
+
+def never() -> bool:
+    """The stop callback that never stops a run."""
+    return False
+
+
+def run(
+    plan: Plan,
+    model: Model,
+    *,
+    on_progress: Callable[[Progress], None] = ignore,
+    stop: Callable[[], bool] = never,
+) -> Result:
+    """Runs a plan and returns its result.
+
+    Args:
+        on_progress: called after the base runs and after every wave.
+        stop: looked at before every wave; when it says so, finished cells are kept and the rest is "not run".
+            Interrupting the kernel does the same.
+
+    Raises:
+        SiteError: the component does not work in this model.
+        PatchNotApplied: a patch did not fire as planned.
+    """
+    started = time.perf_counter()
+    model.check_component(plan.component)
+    max_tokens = tokens_per_forward(plan, model)
+    runs = trace_runs(plan, model, max_tokens=max_tokens)
+    table = Table(plan, runs)
+    stopped = False
+    try:
+        on_progress(table.progress())
+        for wave in plan.waves(max_tokens):
+            if stopped := stop():
+                break
+            table.fill(wave, list(replay(wave, plan, runs, model)))
+            on_progress(table.progress())
+    except KeyboardInterrupt:
+        stopped = True
+    return _finish(table, model, stopped=stopped, seconds=time.perf_counter() - started)
+
+
+def tokens_per_forward(plan: Plan, model: Model) -> int:
+    """Returns how many prompt tokens one forward may hold within the model's memory budget."""
+    shape = plan.shape
+    longest = max(max(len(one.clean_ids), len(one.corrupted_ids)) for one in plan.tokenized)
+    bytes_per_token = 4 * (shape.n_heads * longest * 3 + 12 * shape.d_model + 4 * shape.d_mlp)
+    bytes_per_row = 4 * shape.d_vocab * 4
+    fits = model.memory_budget() // (bytes_per_token + bytes_per_row // longest)
+    return max(longest, min(MAX_TOKENS, fits))
+
+
+def _finish(table: Table, model: Model, *, stopped: bool, seconds: float) -> Result:
+    plan = table.plan
+    provenance = _provenance(table, model, seconds)
+    data = _dataset(table)
+    baselines = xr.Dataset(
+        {
+            run: (("metric", "pair"), np.stack([table.baselines[metric.name][run] for metric in plan.metrics]))
+            for run in ("clean", "corrupted")
+        },
+        coords={"metric": [metric.name for metric in plan.metrics], "pair": np.arange(len(plan.tokenized))},
+    )
+    return Result(data, baselines, provenance, lint(table, stopped=stopped), Origin(model, plan))
+
+
+def _dataset(table: Table) -> xr.Dataset:
+    plan = table.plan
+    both = len(plan.directions) > 1
+    dims = (*(("direction",) if both else ()), *plan.over, "pair")
+    coords: dict[str, Any] = {"direction": list(plan.directions)} if both else {}
+    for axis, size in zip(plan.over, table.state.shape[1:], strict=False):
+        coords[axis] = list(plan.shape.head_labels(plan.component)) if axis == "head" else np.arange(size)
+    coords["pair"] = np.arange(len(plan.tokenized))
+    coords["state"] = (dims, table.state if both else table.state[0])
+    return xr.Dataset(
+        {
+            metric.name: (
+                dims,
+                table.values[metric.name] if both else table.values[metric.name][0],
+                {"unit": metric.unit, "label": metric.label},
+            )
+            for metric in plan.metrics
+        },
+        coords=coords,
+    )
+
+
+def _provenance(table: Table, model: Model, seconds: float) -> dict[str, Any]:
+    plan = table.plan
+    return {
+        "method": "patch",
+        "component": plan.component,
+        "component_label": COMPONENTS[plan.component].label,
+        "over": list(plan.over),
+        "direction": "both" if len(plan.directions) > 1 else plan.directions[0],
+        "metrics": [metric.describe() for metric in plan.metrics],
+        "corruption": "counterfactual",
+        "model": describe_model(model),
+        "pairs": _describe_pairs(table, model),
+        "engine": {
+            "name": "replay",
+            "cells": plan.n_cells,
+            "runs": plan.n_runs,
+            "run": int((table.state == MEASURED).sum()),
+            "exact": int((table.state == EXACT).sum()),
+            "forwards": table.forwards,
+            "seconds": round(seconds, 3),
+        },
+        "versions": describe_versions(),
+        "seed": None,
+    }
+
+
+def _describe_pairs(table: Table, model: Model) -> list[dict[str, Any]]:
+    """Returns what the result keeps of each pair, with both base runs' likeliest next tokens."""
+    tops = {run: model.top_tokens(logits) for run, logits in table.runs.logits.items()}
+    return [
+        {**describe_tokens(one), "clean_top": tops["clean"][number], "corrupted_top": tops["corrupted"][number]}
+        for number, one in enumerate(table.plan.tokenized)
+    ]

@@ -1,0 +1,420 @@
+"""The only door to transformers and TransformerLens: loading, a model's shape, what can be patched, one forward.
+
+Ownership: the plain Hugging Face model stays as it is; a TransformerBridge is built when first needed, on a copy of
+the modules that shares every weight. A Bridge the user brings is used as it is, with temporary hooks only.
+"""
+
+import copy
+import hashlib
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from nbpatch.errors import ModelError, SiteError
+from nbpatch.prompts import PromptPair, TokenizedPair, as_pairs, token_text, tokenize_pairs
+from nbpatch.sites import COMPONENTS, SWEEPABLE, ModelShape
+
+Hook: TypeAlias = tuple[str, Callable[[Tensor, Any], None]]
+
+_PROBE_LENGTH = 6
+_PROBE_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Capability:
+    """Whether a component can be patched in this model.
+
+    Attributes:
+        status: "works", "absent" (no such hook point) or "no effect" (the patch is accepted and ignored).
+        note: the reason, in words; "" when it works.
+    """
+
+    status: str
+    note: str = ""
+
+
+class Model:
+    """A causal language model with its tokenizer, ready to be patched. Made by `load`.
+
+    Attributes:
+        name: "tiny", a hub id, or the folder's name.
+        tokenizer: the Hugging Face tokenizer, as given.
+        lock: held during every forward; one model may serve a cell and a widget at once.
+    """
+
+    def __init__(self, name: str, tokenizer: Any, *, hf: nn.Module | None = None, bridge: Any = None) -> None:
+        self.name = name
+        self.tokenizer = tokenizer
+        self.lock = threading.RLock()
+        self._hf = hf
+        self._given_bridge = bridge
+
+    def __repr__(self) -> str:
+        shape = self.shape
+        return f"Model({self.name!r}: {shape.n_layers} layers × {shape.n_heads} heads, {self.device})"
+
+    @property
+    def config(self) -> Any:
+        """The Hugging Face configuration."""
+        config = self._module.config
+        return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self._module.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return next(self._module.parameters()).dtype
+
+    @cached_property
+    def shape(self) -> ModelShape:
+        """The model's sizes, read from its configuration, and whether attention is causal, read from a run."""
+        config = self.config
+        heads, d_model = int(config.num_attention_heads), int(config.hidden_size)
+        mlp = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * d_model
+        return ModelShape(
+            n_layers=int(config.num_hidden_layers),
+            n_heads=heads,
+            n_kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+            d_model=d_model,
+            d_head=int(getattr(config, "head_dim", None) or d_model // heads),
+            d_mlp=int(mlp),
+            d_vocab=int(config.vocab_size),
+            n_ctx=int(getattr(config, "max_position_embeddings", None) or 2**31),
+            causal=self._is_causal(int(config.vocab_size)),
+        )
+
+    @cached_property
+    def hash(self) -> str:
+        """First 16 hex digits of the SHA-256 over names, shapes and values of all weights."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self._module.state_dict().items()):
+            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def bridge(self) -> Any:
+        """The TransformerBridge that hooks run on: the user's own, or one on a weight-sharing copy."""
+        if self._given_bridge is not None:
+            return self._given_bridge
+        assert self._hf is not None, "a Model is made with a Hugging Face model or a Bridge"
+        with self.lock:
+            return _bridge_beside(self._hf, self.tokenizer, self.name)
+
+    @cached_property
+    def capabilities(self) -> Mapping[str, Capability]:
+        """What can be patched, found by trying each component once on a two-prompt run."""
+        return {component: _probe(self, component) for component in SWEEPABLE}
+
+    def describe(self) -> str:
+        """Returns the model's sizes and what can be patched in it, in words."""
+        shape = self.shape
+        heads = f"{shape.n_heads} heads" + (f" ({shape.n_kv_heads} key-value heads)" if shape.grouped else "")
+        lines = [
+            f"{self.name}: {type(self._module).__name__}, weights {self.hash}",
+            f"  {shape.n_layers} layers, {heads}, d_model {shape.d_model}, vocabulary {shape.d_vocab}, "
+            f"{'causal' if shape.causal else 'not causal'}, {self.dtype}, {self.device}".replace("torch.", ""),
+        ]
+        for name, capability in self.capabilities.items():
+            note = f" ({capability.note})" if capability.note else ""
+            lines.append(f"  {name:<10} {capability.status}{note}")
+        return "\n".join(lines)
+
+    def tokenize(self, pairs: "PromptPair | Sequence[PromptPair]") -> tuple[TokenizedPair, ...]:
+        """Returns the pairs as this model's tokens.
+
+        Raises:
+            PromptError: a pair that cannot be used as it stands; all problems at once.
+        """
+        return tokenize_pairs(as_pairs(pairs), self.tokenizer, n_ctx=self.shape.n_ctx)
+
+    def check_component(self, component: str) -> None:
+        """Refuses a component that does not work in this model.
+
+        Raises:
+            SiteError: with the reason the probe found.
+        """
+        capability = self.capabilities[component]
+        if capability.status != "works":
+            working = [name for name, one in self.capabilities.items() if one.status == "works"]
+            raise SiteError(
+                f"{component} cannot be patched in {self.name}: {capability.status}.",
+                where="component",
+                seen=capability.note,
+                fix="one of: " + ", ".join(working),
+            )
+
+    def check_visible(self, component: str) -> None:
+        """Refuses a component that no layer shows.
+
+        Raises:
+            SiteError: a layer has no such hook point.
+        """
+        if any(self.hook_name(component, layer) is None for layer in range(self.shape.n_layers)):
+            raise SiteError(f"{component} cannot be seen in {self.name}.", where="model", fix="model.describe()")
+
+    def top_tokens(self, logits: Float[Tensor, "row d_vocab"], k: int = 5) -> list[list[tuple[str, float]]]:
+        """Returns each row's k likeliest tokens with their probabilities, the likeliest first."""
+        top = logits.float().softmax(-1).topk(min(k, logits.shape[-1]))
+        return [
+            [(token_text(self.tokenizer, int(token)), float(share)) for token, share in zip(ids, shares, strict=True)]
+            for ids, shares in zip(top.indices, top.values, strict=True)
+        ]
+
+    def hook_name(self, component: str, layer: int) -> str | None:
+        """Returns the hook point's own name for a component at a layer, or None when the model has none there.
+
+        Aliases such as `hook_z` are resolved, so that a hook fires once whatever the Bridge calls it.
+        """
+        point = self.bridge.hook_dict.get(f"blocks.{layer}.{COMPONENTS[component].hook}")
+        return None if point is None else str(point.name)
+
+    @torch.no_grad()
+    def answer_logits(self, ids: Int[Tensor, "row pos"], hooks: Sequence[Hook] = ()) -> Float[Tensor, "row d_vocab"]:
+        """Returns the logits at the last position of each row, with `hooks` on the given hook points.
+
+        Only the last position is unembedded: the unembedding of all positions costs a quarter of a GPT-2 forward.
+        """
+        bridge = self.bridge
+        if bridge.training:
+            raise ModelError(f"{self.name} is in training mode.", where="model", fix="model.eval()")
+        narrow: list[Hook] = [("unembed.hook_in", _last_position)] if "unembed.hook_in" in bridge.hook_dict else []
+        with self.lock:
+            logits = bridge.run_with_hooks(ids.to(self.device), fwd_hooks=[*hooks, *narrow])
+        return logits[:, -1]
+
+    def memory_budget(self) -> int:
+        """Returns the bytes a run may use: a quarter of what is free."""
+        if self.device.type == "cuda":
+            return torch.cuda.mem_get_info(self.device)[0] // 4
+        if "SC_AVPHYS_PAGES" in os.sysconf_names:
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+        return 2**30
+
+    @property
+    def _module(self) -> Any:
+        return self._hf if self._hf is not None else self._given_bridge.original_model
+
+    @torch.no_grad()
+    def _is_causal(self, d_vocab: int) -> bool:
+        """Whether changing the last token leaves all earlier logits alone."""
+        ids = torch.arange(1, 5, device=self.device).remainder(d_vocab).repeat(2, 1)
+        ids[1, -1] = 0
+        runner = self._hf if self._hf is not None else self._given_bridge
+        with self.lock:
+            output = runner(ids)
+        logits = output if isinstance(output, Tensor) else output.logits
+        return bool(torch.allclose(logits[0, :-1], logits[1, :-1], atol=1e-4))
+
+
+def _last_position(value: Tensor, hook: Any) -> Tensor:
+    return value[:, -1:]
+
+
+def load(
+    what: Any, *, device: "str | torch.device | None" = None, dtype: torch.dtype | None = None
+) -> Model:
+    """Returns a model ready to be patched.
+
+    Args:
+        what: "tiny" (the embedded model), a Hugging Face hub id, a local folder in Hugging Face format, a tuple
+            (Hugging Face model, tokenizer), a TransformerBridge, or a `Model`, which is returned as it is.
+        device: where to put a model loaded from a name; a model given in memory stays where it is.
+        dtype: type of the weights of a model loaded from a name; float32 when not given.
+
+    Raises:
+        ModelError: nothing of that name, no network, no tokenizer, or an object of another kind.
+    """
+    if isinstance(what, Model):
+        return what
+    if isinstance(what, (str, os.PathLike)):
+        return _load_named(os.fspath(what), device, dtype or torch.float32)
+    if device is not None or dtype is not None:
+        raise ModelError(
+            "device and dtype are for models loaded by name; a model in memory stays as it is.",
+            where="load",
+            fix="move it yourself before loading: hf_model.to(device)",
+        )
+    if hasattr(what, "original_model") and hasattr(what, "hook_dict"):
+        return _from_bridge(what)
+    if isinstance(what, tuple) and len(what) == 2 and isinstance(what[0], nn.Module):
+        return _from_memory(*what)
+    raise ModelError(
+        "cannot load this as a model.",
+        where="load",
+        seen=type(what).__name__ + (" without a tokenizer" if isinstance(what, nn.Module) else ""),
+        fix='nbp.load("tiny"), nbp.load("./folder"), nbp.load((hf_model, tokenizer)) or nbp.load(bridge)',
+    )
+
+
+def _from_memory(hf: nn.Module, tokenizer: Any) -> Model:
+    if not hasattr(hf, "config") or not callable(tokenizer):
+        raise ModelError(
+            "the tuple must hold a Hugging Face model and its tokenizer.",
+            where="load",
+            seen=f"({type(hf).__name__}, {type(tokenizer).__name__})",
+            fix="nbp.load((AutoModelForCausalLM.from_pretrained(x), AutoTokenizer.from_pretrained(x)))",
+        )
+    _refuse_unfit(hf)
+    name = str(getattr(hf.config, "name_or_path", "")) or type(hf).__name__
+    return Model(Path(name).name, tokenizer, hf=hf)
+
+
+def _from_bridge(bridge: Any) -> Model:
+    if bridge.tokenizer is None:
+        raise ModelError("the TransformerBridge has no tokenizer.", where="load", fix="bridge.tokenizer = AutoTokenizer…")
+    _refuse_unfit(bridge.original_model)
+    if bridge.training:
+        raise ModelError("the TransformerBridge is in training mode.", where="load", fix="bridge.eval()")
+    return Model(Path(str(bridge.cfg.model_name)).name, bridge.tokenizer, bridge=bridge)
+
+
+def _refuse_unfit(hf: Any) -> None:
+    if getattr(hf.config, "is_encoder_decoder", False):
+        raise ModelError(
+            "an encoder-decoder model cannot be patched.",
+            where="load",
+            seen=type(hf).__name__,
+            fix="a decoder-only language model, such as \"tiny\" or \"gpt2\"",
+        )
+    if hf.training and any(m.p > 0 for m in hf.modules() if isinstance(m, nn.Dropout)):
+        raise ModelError("the model is in training mode: its dropout would add noise.", where="load", fix="hf_model.eval()")
+
+
+def _load_named(name: str, device: "str | torch.device | None", dtype: torch.dtype) -> Model:
+    folder = _folder(name)
+    source = name if folder is None else str(folder)
+    if folder is not None and not (folder / "config.json").is_file():
+        raise ModelError(
+            "not a model folder.",
+            where=f"load({name!r})",
+            seen=f"{folder} has no config.json",
+            fix="a folder written by hf_model.save_pretrained(…) and tokenizer.save_pretrained(…)",
+        )
+    hf, tokenizer = _from_pretrained(source, name, dtype, local=folder is not None)
+    hf = hf.to(device).eval() if device is not None else hf.eval()
+    _refuse_unfit(hf)
+    return Model(name if folder is None or name == "tiny" else folder.resolve().name, tokenizer, hf=hf)
+
+
+def _folder(name: str) -> Path | None:
+    """Returns the folder that `name` means, or None for a hub id."""
+    if name == "tiny":
+        return Path(str(files("nbpatch") / "tiny" / "model"))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_absolute() or name.startswith((".", "~")) or path.exists():
+        raise ModelError(
+            "no such model folder.", where=f"load({name!r})", seen=str(path), fix='nbp.load("tiny") or an existing folder'
+        )
+    return None
+
+
+def _from_pretrained(source: str, name: str, dtype: torch.dtype, *, local: bool) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        with _quiet_loading():
+            hf = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=local)
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first = str(error).strip().split("\n", 1)[0]
+        raise ModelError(
+            f"cannot load {name!r}." if local else f"cannot load {name!r} from the Hugging Face hub.",
+            where="load",
+            seen=first,
+            fix='nbp.load("tiny") needs no network; nbp.load("./folder") takes a folder made by save_pretrained',
+        ) from error
+    return hf, tokenizer
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Turns transformers' progress bars off for a moment, and back on only if they were."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _bridge_beside(hf: nn.Module, tokenizer: Any, name: str) -> Any:
+    """Returns a Bridge on a copy of the modules of `hf` that shares its parameters and buffers.
+
+    A Bridge replaces the blocks inside the module it wraps and sets its attention to eager, so it gets modules and
+    configuration of its own.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    shared = {id(tensor): tensor for tensor in itertools.chain(hf.parameters(), hf.buffers())}
+    modules: Any = copy.deepcopy(hf, shared)
+    if not modules.config.architectures:
+        modules.config.architectures = [type(hf).__name__]
+    words = copy.deepcopy(tokenizer)
+    # TransformerLens loads the tokenizer anew from its name unless it says that it adds the bos token itself.
+    words.add_bos_token = True
+    words.name_or_path = words.name_or_path or name
+    parameter = next(hf.parameters())
+    bridge = TransformerBridge.boot_transformers(
+        f"local/{name}", hf_model=modules, tokenizer=words, device=str(parameter.device), dtype=parameter.dtype
+    )
+    bridge.eval()
+    return bridge
+
+
+def _probe(model: Model, component: str) -> Capability:
+    """Returns whether patching `component` works, by moving one random run's values into another's.
+
+    The residual stream is held to its law as well: all of it from the source at the last layer gives the source's
+    logits. Everything else must change the logits at all.
+    """
+    shape = model.shape
+    names = [model.hook_name(component, layer) for layer in range(shape.n_layers)]
+    missing = [layer for layer, name in enumerate(names) if name is None]
+    if missing:
+        return Capability("absent", f"no such hook point in layer {missing[0]}")
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, shape.d_vocab, (2, _PROBE_LENGTH), generator=generator)
+    layer = shape.n_layers - 1
+    name = str(names[layer])
+    kept: list[Tensor] = []
+    fired = 0
+
+    def keep(value: Tensor, hook: Any) -> None:
+        kept.append(value.detach().clone())
+
+    def write(value: Tensor, hook: Any) -> None:
+        nonlocal fired
+        fired += 1
+        value[0] = kept[0][1]
+
+    logits = model.answer_logits(ids, [(name, keep)])
+    patched = model.answer_logits(ids, [(name, write)])
+    if fired != 1:
+        return Capability("no effect", f"its hook fired {fired} times in one forward")
+    if torch.equal(patched[0], logits[0]):
+        return Capability("no effect", "the Bridge accepts a patch there and ignores it")
+    scale = logits.abs().max().item()
+    if component.startswith("resid") and not torch.allclose(patched[0], logits[1], atol=_PROBE_TOLERANCE * scale):
+        return Capability("no effect", "a patch there reaches only a part of the residual stream")
+    return Capability("works")

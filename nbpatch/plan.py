@@ -1,0 +1,237 @@
+"""A sweep as a value: which cells there are, which of them can act, and in which waves they run.
+
+A cell is one combination of the swept axes, in one direction. Planning needs prompts and a `ModelShape`, no model.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbpatch.errors import PlanError, suggest
+from nbpatch.metrics import Metric, check_wrong
+from nbpatch.prompts import TokenizedPair
+from nbpatch.result import STATES
+from nbpatch.sites import COMPONENTS, ModelShape, Site, parse_over
+
+Direction = Literal["denoising", "noising"]
+
+DIRECTIONS: tuple[Direction, ...] = ("denoising", "noising")
+
+MEASURED, EXACT, NOT_RUN, NO_POSITION, FAILED = range(len(STATES))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a sweep.
+
+    Attributes:
+        direction: index into the plan's directions.
+        index: index along each swept axis, in the order of `Plan.over`.
+        pairs: the pairs for which it must be run; for the others its value is known without running.
+    """
+
+    direction: int
+    index: tuple[int, ...]
+    pairs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep before it is run.
+
+    Attributes:
+        tokenized: the pairs, as tokens.
+        over: the swept axes.
+        directions: one or both directions, in the order of the result.
+        metrics: what is measured on every run.
+        states: int8 [direction, *over, pair], indices into `result.STATES`: "not run" where a run is planned.
+    """
+
+    shape: ModelShape
+    tokenized: tuple[TokenizedPair, ...]
+    component: str
+    over: tuple[str, ...]
+    directions: tuple[Direction, ...]
+    metrics: tuple[Metric, ...]
+    states: NDArray[np.int8]
+
+    @property
+    def n_cells(self) -> int:
+        """How many cells there are, over all directions; pairs are not counted."""
+        return int(np.prod(self.states.shape[:-1]))
+
+    @property
+    def n_runs(self) -> int:
+        """How many (cell, pair) runs are planned."""
+        return int((self.states == NOT_RUN).sum())
+
+    def cells(self) -> Iterator[Cell]:
+        """Yields the cells that must be run for at least one pair, in the result's order."""
+        planned = self.states == NOT_RUN
+        for where in np.argwhere(planned.any(axis=-1)):
+            direction, *index = (int(i) for i in where)
+            pairs = np.flatnonzero(planned[tuple(where)])
+            yield Cell(direction, tuple(index), tuple(int(pair) for pair in pairs))
+
+    def waves(self, max_tokens: int) -> Iterator[list[Cell]]:
+        """Yields the cells in groups of at most `max_tokens` prompt tokens; one cell at the least."""
+        wave: list[Cell] = []
+        tokens = 0
+        for cell in self.cells():
+            cost = sum(self.base_length(cell.direction, pair) for pair in cell.pairs)
+            if wave and tokens + cost > max_tokens:
+                yield wave
+                wave, tokens = [], 0
+            wave.append(cell)
+            tokens += cost
+        if wave:
+            yield wave
+
+    def base_length(self, direction: int, pair: int) -> int:
+        """Returns the number of tokens of the pair's prompt that is being changed."""
+        one = self.tokenized[pair]
+        return len(one.corrupted_ids if self.directions[direction] == "denoising" else one.clean_ids)
+
+    def site(self, cell: Cell) -> Site:
+        """Returns the cell's site; positions are those of the clean prompt."""
+        named = dict(zip(self.over, cell.index, strict=True))
+        pos = named.get("dest") if self.component == "pattern" else named.get("pos")
+        return Site(self.component, named.get("layer"), named.get("head"), pos, named.get("src"))
+
+    def describe(self) -> str:
+        """Returns the plan in words: cells, what is run, what is known without running, and why."""
+        counts = {name: int((self.states == code).sum()) for code, name in enumerate(STATES)}
+        pairs = f"{len(self.tokenized)} pair{'s' if len(self.tokenized) != 1 else ''}"
+        lines = [
+            f"{self.component} over {' '.join(self.over)}, {' and '.join(self.directions)}: "
+            f"{self.n_cells} cells × {pairs}.",
+            f"{counts['not run']} runs.",
+        ]
+        if counts["exact"]:
+            lines.append(f"{counts['exact']} exactly the base value by construction, not run.")
+        if counts["no position"]:
+            lines.append(f"{counts['no position']} without a position in that pair.")
+        return "\n".join(lines)
+
+
+def make_plan(
+    shape: ModelShape,
+    tokenized: Sequence[TokenizedPair],
+    component: str,
+    over: str | Sequence[str] | None = None,
+    *,
+    direction: str = "denoising",
+    metrics: Sequence[Metric],
+) -> Plan:
+    """Returns the plan of a sweep.
+
+    Args:
+        component: one of `sites.SWEEPABLE`.
+        over: the swept axes; an axis not named is patched whole.
+        direction: "denoising", "noising" or "both".
+
+    Raises:
+        SiteError: an unknown component or axis.
+        PlanError: an unknown direction, no pairs, or patterns of prompts of unequal length.
+        MetricError: a metric that needs a wrong answer where a pair has none.
+    """
+    axes = parse_over(component, over)
+    directions = _directions(direction)
+    check_wrong(metrics, {i: one.wrong_ids for i, one in enumerate(tokenized)})
+    if not tokenized:
+        raise PlanError("no prompt pairs.", where="pairs", fix="nbp.PromptPair(clean=…, corrupted=…, answer=…, wrong=…)")
+    if component == "pattern":
+        _refuse_unequal_patterns(tokenized)
+    sizes = axis_sizes(shape, tokenized, component)
+    states = np.full((len(directions), *(sizes[axis] for axis in axes), len(tokenized)), NOT_RUN, np.int8)
+    for number, one in enumerate(tokenized):
+        states[..., number] = _pair_states(shape, one, component, axes, sizes)[None]
+    return Plan(shape, tuple(tokenized), component, axes, directions, tuple(metrics), states)
+
+
+def axis_sizes(shape: ModelShape, tokenized: Sequence[TokenizedPair], component: str) -> dict[str, int]:
+    """Returns the length of each axis a sweep of `component` may use; positions run to the longest clean prompt."""
+    positions = max(len(one.clean_ids) for one in tokenized)
+    heads = shape.heads_of(component)
+    return {"layer": shape.n_layers, "head": heads, "pos": positions, "dest": positions, "src": positions}
+
+
+def _directions(direction: str) -> tuple[Direction, ...]:
+    if direction == "both":
+        return DIRECTIONS
+    if direction not in DIRECTIONS:
+        options = [*DIRECTIONS, "both"]
+        raise PlanError(f"no direction {direction!r}.", where="direction", fix=suggest(direction, options))
+    return (cast(Direction, direction),)
+
+
+def _refuse_unequal_patterns(tokenized: Sequence[TokenizedPair]) -> None:
+    for number, one in enumerate(tokenized):
+        if len(one.clean_ids) != len(one.corrupted_ids):
+            raise PlanError(
+                "an attention pattern cannot be moved between prompts of unequal length: its rows would not add up to 1.",
+                where=f"pair {number + 1} of {len(tokenized)}",
+                seen=f"{len(one.clean_ids)} and {len(one.corrupted_ids)} tokens",
+                fix='"z", "q" or "k" instead of "pattern": the pattern is then recomputed',
+            )
+
+
+def _pair_states(
+    shape: ModelShape, one: TokenizedPair, component: str, axes: tuple[str, ...], sizes: dict[str, int]
+) -> NDArray[np.int8]:
+    """Returns the states [*axes] of one pair: which positions it has, and which cells cannot change anything."""
+    exists, acts = _grids(shape, one, component, sizes)
+    whole = tuple(i for i, axis in enumerate(COMPONENTS[component].axes) if axis not in axes)
+    any_exists, any_acts = exists.any(axis=whole), (exists & acts).any(axis=whole)
+    return np.where(any_exists, np.where(any_acts, NOT_RUN, EXACT), NO_POSITION).astype(np.int8)
+
+
+def _grids(
+    shape: ModelShape, one: TokenizedPair, component: str, sizes: dict[str, int]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Returns, over all axes of the component, where the pair has a position and where a patch can change anything.
+
+    A patch cannot act where source and base hold the same value by construction (before the first differing token
+    under causal attention; a layer-0 input whose token is the same), or where nothing reads it (after the last
+    attention only the answer position is read; a causal pattern has no weight above its diagonal).
+    """
+    axes = COMPONENTS[component].axes
+    read_axis = "dest" if component == "pattern" else "pos"
+    present = np.isin(np.arange(sizes["pos"]), [clean for clean, _ in one.aligned])
+    layer, position = _along(axes, "layer", sizes), _along(axes, read_axis, sizes)
+    exists = _spread(present, axes, read_axis) & np.ones([sizes[axis] for axis in axes], bool)
+    acts = np.ones_like(exists)
+    if one.first_difference is None:
+        return exists, np.zeros_like(exists)
+    if shape.causal:
+        acts &= position >= one.first_difference
+    if component in ("resid_pre", "q", "k", "v"):
+        acts &= (layer > 0) | _spread(_differs(one, sizes["pos"]), axes, "pos")
+    if component not in ("resid_pre", "k", "v"):
+        acts &= (layer < shape.n_layers - 1) | (position == one.clean_end)
+    if component == "pattern":
+        source = _along(axes, "src", sizes)
+        exists = exists & _spread(present, axes, "src")
+        acts &= (source <= position) | (not shape.causal)
+    return exists, acts
+
+
+def _differs(one: TokenizedPair, positions: int) -> NDArray[np.bool_]:
+    """Returns, per clean position, whether the token or its place differs between the prompts."""
+    differs = np.isin(np.arange(positions), one.differs)
+    for clean, corrupted in one.aligned:
+        differs[clean] |= clean != corrupted
+    return differs
+
+
+def _along(axes: tuple[str, ...], axis: str, sizes: dict[str, int]) -> NDArray[np.int64]:
+    """Returns 0, 1, 2 … along `axis`, of length 1 along the others."""
+    return _spread(np.arange(sizes[axis]), axes, axis)
+
+
+def _spread(values: NDArray[np.generic], axes: tuple[str, ...], axis: str) -> NDArray[np.int64]:
+    """Returns `values` laid along `axis`, of length 1 along the other axes."""
+    return cast(NDArray[np.int64], values.reshape([-1 if name == axis else 1 for name in axes]))

@@ -1,0 +1,228 @@
+"""Where a patch can go: components, their axes, the site grammar, and the shape of a model.
+
+`z[3.1] @ END` reads: component z, layer 3, head 1, at the last token. `resid_pre[2] @ 7` has no head;
+`pattern[3.1] @ END <- 4` has a destination and a source; `*` or an absent part means "all of them".
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nbpatch.errors import SiteError, suggest
+
+
+@dataclass(frozen=True)
+class Component:
+    """One kind of activation.
+
+    Attributes:
+        name: the spelling used everywhere.
+        axes: the axes a sweep may use, in the order results have them.
+        label: what it is called in a sentence, plural.
+        hook: the name of its hook point inside a TransformerLens block, or "" when it has none there.
+        sweepable: whether the engine patches it.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    label: str
+    hook: str
+    sweepable: bool = True
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether the component is split by attention head."""
+        return "head" in self.axes
+
+
+_POS = ("layer", "pos")
+_HEAD = ("layer", "head", "pos")
+_EDGE = ("layer", "head", "dest", "src")
+
+COMPONENTS: dict[str, Component] = {
+    component.name: component
+    for component in (
+        Component("embed", ("pos",), "token embeddings", "", sweepable=False),
+        Component("resid_pre", _POS, "positions of the residual stream", "hook_resid_pre"),
+        Component("resid_mid", _POS, "positions of the residual stream after attention", "hook_resid_mid"),
+        Component("resid_post", _POS, "positions of the residual stream after the MLP", "hook_resid_post"),
+        Component("attn_out", _POS, "attention outputs", "hook_attn_out"),
+        Component("mlp_out", _POS, "MLP outputs", "hook_mlp_out"),
+        Component("z", _HEAD, "attention heads", "attn.hook_z"),
+        Component("q", _HEAD, "heads’ queries", "attn.hook_q"),
+        Component("k", _HEAD, "heads’ keys", "attn.hook_k"),
+        Component("v", _HEAD, "heads’ values", "attn.hook_v"),
+        Component("pattern", _EDGE, "attention patterns", "attn.hook_pattern"),
+        Component("scores", _EDGE, "attention scores", "attn.hook_attn_scores", sweepable=False),
+        Component("mlp_post", ("layer", "neuron", "pos"), "neurons", "mlp.hook_post", sweepable=False),
+        Component("head_out", _HEAD, "attention heads", "attn.hook_result", sweepable=False),
+    )
+}
+
+SWEEPABLE: tuple[str, ...] = tuple(name for name, component in COMPONENTS.items() if component.sweepable)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes a plan needs; no weights.
+
+    Attributes:
+        n_kv_heads: key-value heads; smaller than `n_heads` under grouped-query attention.
+        n_ctx: longest prompt in tokens.
+        causal: whether a position sees only itself and earlier ones.
+    """
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_model: int
+    d_head: int
+    d_mlp: int
+    d_vocab: int
+    n_ctx: int
+    causal: bool = True
+
+    @property
+    def grouped(self) -> bool:
+        """Whether several query heads share one key-value head."""
+        return self.n_kv_heads != self.n_heads
+
+    def heads_of(self, component: str) -> int:
+        """Returns how many heads the component is split into."""
+        return self.n_kv_heads if component in ("k", "v") else self.n_heads
+
+    def head_labels(self, component: str) -> tuple[int, ...] | tuple[str, ...]:
+        """Returns the labels of the head axis: 0, 1, … or kv0, kv1, … where heads share keys and values."""
+        if component in ("k", "v") and self.grouped:
+            return tuple(f"kv{head}" for head in range(self.n_kv_heads))
+        return tuple(range(self.heads_of(component)))
+
+
+def component_of(name: str) -> Component:
+    """Returns the component called `name`.
+
+    Raises:
+        SiteError: there is none, or the engine does not sweep it.
+    """
+    if name not in COMPONENTS:
+        raise SiteError(f"no component {name!r}.", where="component", fix=suggest(name, SWEEPABLE))
+    component = COMPONENTS[name]
+    if not component.sweepable:
+        raise SiteError(f"{name} cannot be swept.", where="component", fix="one of: " + ", ".join(SWEEPABLE))
+    return component
+
+
+def default_over(component: str) -> tuple[str, ...]:
+    """Returns the axes a sweep of `component` uses when none are named: layer and head, else layer and pos."""
+    return ("layer", "head") if component_of(component).has_heads else ("layer", "pos")
+
+
+def parse_over(component: str, over: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Returns the swept axes in the order of the component's own.
+
+    Args:
+        over: axis names, separated by spaces or commas, in any order; None for the usual ones.
+
+    Raises:
+        SiteError: an axis that the component does not have, or one named twice.
+    """
+    known = component_of(component)
+    if over is None:
+        return default_over(component)
+    names = re.split(r"[\s,]+", over.strip()) if isinstance(over, str) else [str(name) for name in over]
+    usual = f'over="{" ".join(default_over(component))}"'
+    if not any(names):
+        raise SiteError("over names no axis.", where="over", seen=repr(over), fix=usual)
+    for name in names:
+        if name not in known.axes:
+            raise SiteError(
+                f"{component} has no axis {name!r}.",
+                where=f"over={over!r}",
+                seen=f"axes of {component}: {' '.join(known.axes)}",
+                fix=_axis_hint(component, name, known.axes),
+            )
+    if len(set(names)) < len(names):
+        raise SiteError("an axis is named twice.", where="over", seen=repr(over), fix=usual)
+    return tuple(axis for axis in known.axes if axis in names)
+
+
+def _axis_hint(component: str, name: str, axes: tuple[str, ...]) -> str:
+    if component == "pattern" and name == "pos":
+        return '"dest" (the position that looks) or "src" (the position looked at)'
+    return suggest(name, axes)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place in a model. None means all of that axis; `pos` and `dest` may be "END", the last token."""
+
+    component: str
+    layer: int | None = None
+    head: int | None = None
+    pos: int | str | None = None
+    src: int | None = None
+
+    def __str__(self) -> str:
+        layer = "*" if self.layer is None else str(self.layer)
+        inside = layer
+        if COMPONENTS[self.component].has_heads:
+            inside += ".*" if self.head is None else f".{self.head}"
+        text = f"{self.component}[{inside}]"
+        if self.pos is not None:
+            text += f" @ {self.pos}"
+        return text if self.src is None else f"{text} <- {self.src}"
+
+
+_SITE = re.compile(
+    r"""\s*(?P<component>\w+)\s*
+    (?:\[\s*(?P<layer>\d+|\*)\s*(?:\.\s*(?P<head>\d+|\*)\s*)?\])?\s*
+    (?:@\s*(?P<pos>\d+|END|\*)\s*)?
+    (?:<-\s*(?P<src>\d+|\*)\s*)?$""",
+    re.VERBOSE,
+)
+
+
+def parse_site(text: str) -> Site:
+    """Reads a site as `str(site)` writes it.
+
+    >>> str(parse_site("z[3.1] @ END"))
+    'z[3.1] @ END'
+
+    Raises:
+        SiteError: not of the form, or an axis that the component does not have.
+    """
+    match = _SITE.match(text)
+    if match is None:
+        raise SiteError("not a site.", where=f"site {text!r}", fix='"z[3.1] @ END", "resid_pre[2] @ 7" or "pattern[3.1]"')
+    parts = match.groupdict()
+    component = parts["component"]
+    if component not in COMPONENTS:
+        raise SiteError(f"no component {component!r}.", where=f"site {text!r}", fix=suggest(component, COMPONENTS))
+    known = COMPONENTS[component]
+    if parts["head"] is not None and not known.has_heads:
+        raise SiteError(f"{component} has no heads.", where=f"site {text!r}", fix=f'"{component}[{parts["layer"]}]"')
+    if parts["src"] is not None and "src" not in known.axes:
+        raise SiteError(f"{component} has no source axis.", where=f"site {text!r}", fix=f'"pattern{text[len(component) :]}"')
+    pos = parts["pos"] if parts["pos"] == "END" else _index(parts["pos"])
+    return Site(component, _index(parts["layer"]), _index(parts["head"]), pos, _index(parts["src"]))
+
+
+def check_site(site: Site, shape: ModelShape) -> Site:
+    """Returns `site` when the model has it.
+
+    Raises:
+        SiteError: a layer or head outside the model.
+    """
+    heads = shape.heads_of(site.component)
+    model = f"{shape.n_layers} layers, {heads} heads (0–{heads - 1})"
+    if site.layer is not None and site.layer >= shape.n_layers:
+        fix = f"layers 0–{shape.n_layers - 1}"
+        raise SiteError(f"no layer {site.layer}.", where=f'"{site}"', notes={"model": model}, fix=fix)
+    if site.head is not None and site.head >= heads:
+        fix = f'"{Site(site.component, site.layer, None, site.pos)}" for all heads of layer {site.layer}'
+        raise SiteError(f"no head {site.head} in layer {site.layer}.", where=f'"{site}"', notes={"model": model}, fix=fix)
+    return site
+
+
+def _index(text: str | None) -> int | None:
+    return None if text is None or text == "*" else int(text)
