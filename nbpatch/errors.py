@@ -47,7 +47,9 @@ class NbpatchError(ValueError):
     def __str__(self) -> str:
         if self.problems:
             return "\n\n".join([self.what, *(str(problem) for problem in self.problems)])
-        return "\n".join([self.what, *(_row(label, text) for label, text in self.rows())])
+        rows = self.rows()
+        width = max([_LABEL_WIDTH, *(len(label) for label, _ in rows)])
+        return "\n".join([self.what, *(_row(label, text, width) for label, text in rows)])
 
     def at(self: E, where: str) -> E:
         """Returns the same error with its place put in front: the caller knows where, the callee what."""
@@ -120,6 +122,6 @@ def suggest(name: object, options: Iterable[str]) -> str:
     return "one of: " + ", ".join(names)
 
 
-def _row(label: str, text: str) -> str:
-    indent = "\n" + " " * (_LABEL_WIDTH + 3)
-    return f"  {label:<{_LABEL_WIDTH}} {text}".replace("\n", indent)
+def _row(label: str, text: str, width: int) -> str:
+    indent = "\n" + " " * (width + 3)
+    return f"  {label:<{width}} {text}".replace("\n", indent)

@@ -118,7 +118,7 @@ METRICS: dict[str, Metric] = {
     )
 }
 
-MetricLike: TypeAlias = "str | Callable[..., Any] | Metric"
+MetricLike: TypeAlias = str | Callable[..., Any] | Metric
 
 
 def as_metrics(metric: object) -> tuple[Metric, ...]:

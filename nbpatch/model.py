@@ -8,8 +8,11 @@ import copy
 import hashlib
 import itertools
 import os
+import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +28,7 @@ from nbpatch.errors import ModelError, SiteError
 from nbpatch.prompts import PromptPair, TokenizedPair, as_pairs, token_text, tokenize_pairs
 from nbpatch.sites import COMPONENTS, SWEEPABLE, ModelShape
 
-Hook: TypeAlias = tuple[str, Callable[[Tensor, Any], None]]
+Hook: TypeAlias = tuple[str, Callable[[Tensor, Any], Tensor | None]]
 
 _PROBE_LENGTH = 6
 _PROBE_TOLERANCE = 1e-3
@@ -112,9 +115,8 @@ class Model:
         """The TransformerBridge that hooks run on: the user's own, or one on a weight-sharing copy."""
         if self._given_bridge is not None:
             return self._given_bridge
-        assert self._hf is not None, "a Model is made with a Hugging Face model or a Bridge"
         with self.lock:
-            return _bridge_beside(self._hf, self.tokenizer, self.name)
+            return _bridge_beside(self._module, self.tokenizer, self.name)
 
     @cached_property
     def capabilities(self) -> Mapping[str, Capability]:
@@ -327,25 +329,50 @@ def _folder(name: str) -> Path | None:
 
 
 def _from_pretrained(source: str, name: str, dtype: torch.dtype, *, local: bool) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+    """Returns model and tokenizer from a folder or from the hub: what is cached first, then the network."""
     try:
-        with _quiet_loading():
-            hf = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=local)
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+        try:
+            return _read(source, dtype, local=True)
+        except OSError:
+            if local or not _hub_answers():
+                raise
+            return _read(source, dtype, local=False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first = str(error).strip().split("\n", 1)[0]
         raise ModelError(
             f"cannot load {name!r}." if local else f"cannot load {name!r} from the Hugging Face hub.",
             where="load",
-            seen=first,
+            seen=first if local else f"not in the local cache, and the hub does not have it or cannot be reached: {first}",
             fix='nbp.load("tiny") needs no network; nbp.load("./folder") takes a folder made by save_pretrained',
         ) from error
-    return hf, tokenizer
+
+
+def _read(source: str, dtype: torch.dtype, *, local: bool) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with _quiet_loading():
+        hf = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=local)
+        return hf, AutoTokenizer.from_pretrained(source, local_files_only=local)
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached, asked once and briefly: transformers itself retries for half a minute."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if urllib.request.getproxies():
+        return True
+    host = urllib.parse.urlparse(constants.ENDPOINT)
+    try:
+        socket.create_connection((str(host.hostname), host.port or 443), timeout=3).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
+def _quiet_loading() -> Generator[None]:
     """Turns transformers' progress bars off for a moment, and back on only if they were."""
     from transformers.utils import logging
 
@@ -372,8 +399,7 @@ def _bridge_beside(hf: nn.Module, tokenizer: Any, name: str) -> Any:
         modules.config.architectures = [type(hf).__name__]
     words = copy.deepcopy(tokenizer)
     # TransformerLens loads the tokenizer anew from its name unless it says that it adds the bos token itself.
-    words.add_bos_token = True
-    words.name_or_path = words.name_or_path or name
+    words.init_kwargs.update(add_bos_token=True, name_or_path=words.name_or_path or name)
     parameter = next(hf.parameters())
     bridge = TransformerBridge.boot_transformers(
         f"local/{name}", hf_model=modules, tokenizer=words, device=str(parameter.device), dtype=parameter.dtype

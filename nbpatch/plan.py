@@ -5,7 +5,7 @@ A cell is one combination of the swept axes, in one direction. Planning needs pr
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from nbpatch.metrics import Metric, check_wrong
 from nbpatch.prompts import TokenizedPair
 from nbpatch.result import STATES
 from nbpatch.sites import COMPONENTS, ModelShape, Site, parse_over
+
+N = TypeVar("N", bound=np.generic)
 
 Direction = Literal["denoising", "noising"]
 
@@ -57,6 +59,11 @@ class Plan:
     directions: tuple[Direction, ...]
     metrics: tuple[Metric, ...]
     states: NDArray[np.int8]
+
+    @property
+    def both(self) -> bool:
+        """Whether the sweep is run in both directions."""
+        return len(self.directions) == len(DIRECTIONS)
 
     @property
     def n_cells(self) -> int:
@@ -165,7 +172,7 @@ def _directions(direction: str) -> tuple[Direction, ...]:
     if direction not in DIRECTIONS:
         options = [*DIRECTIONS, "both"]
         raise PlanError(f"no direction {direction!r}.", where="direction", fix=suggest(direction, options))
-    return (cast(Direction, direction),)
+    return (direction,)
 
 
 def _refuse_unequal_patterns(tokenized: Sequence[TokenizedPair]) -> None:
@@ -202,20 +209,18 @@ def _grids(
     read_axis = "dest" if component == "pattern" else "pos"
     present = np.isin(np.arange(sizes["pos"]), [clean for clean, _ in one.aligned])
     layer, position = _along(axes, "layer", sizes), _along(axes, read_axis, sizes)
-    exists = _spread(present, axes, read_axis) & np.ones([sizes[axis] for axis in axes], bool)
-    acts = np.ones_like(exists)
+    whole = np.ones([sizes[axis] for axis in axes], np.bool_)
+    exists = whole & _spread(present, axes, read_axis)
     if one.first_difference is None:
-        return exists, np.zeros_like(exists)
-    if shape.causal:
-        acts &= position >= one.first_difference
+        return exists, ~whole
+    acts = whole & (position >= one.first_difference) if shape.causal else whole
     if component in ("resid_pre", "q", "k", "v"):
-        acts &= (layer > 0) | _spread(_differs(one, sizes["pos"]), axes, "pos")
+        acts = acts & ((layer > 0) | _spread(_differs(one, sizes["pos"]), axes, "pos"))
     if component not in ("resid_pre", "k", "v"):
-        acts &= (layer < shape.n_layers - 1) | (position == one.clean_end)
+        acts = acts & ((layer < shape.n_layers - 1) | (position == one.clean_end))
     if component == "pattern":
-        source = _along(axes, "src", sizes)
         exists = exists & _spread(present, axes, "src")
-        acts &= (source <= position) | (not shape.causal)
+        acts = acts & (_along(axes, "src", sizes) <= position) if shape.causal else acts
     return exists, acts
 
 
@@ -232,6 +237,6 @@ def _along(axes: tuple[str, ...], axis: str, sizes: dict[str, int]) -> NDArray[n
     return _spread(np.arange(sizes[axis]), axes, axis)
 
 
-def _spread(values: NDArray[np.generic], axes: tuple[str, ...], axis: str) -> NDArray[np.int64]:
+def _spread(values: NDArray[N], axes: tuple[str, ...], axis: str) -> NDArray[N]:
     """Returns `values` laid along `axis`, of length 1 along the other axes."""
-    return cast(NDArray[np.int64], values.reshape([-1 if name == axis else 1 for name in axes]))
+    return values.reshape([-1 if name == axis else 1 for name in axes])

@@ -35,9 +35,9 @@ class Group:
     aligned: NDArray[np.int64]
     sources: dict[tuple[str, int], Tensor] = field(default_factory=dict[tuple[str, int], Tensor], compare=False)
 
-    def place(self, pair: int) -> int:
-        """Returns the row of pair number `pair` in this group."""
-        return self.pairs.index(pair)
+    def places(self, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the rows that pairs, given by their numbers in the plan, have in this group."""
+        return np.searchsorted(self.pairs, pairs)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a result remembers of the model, the prompts and the versions that made it: plain values, fit for JSON."""
 
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from nbpatch.model import Model
@@ -49,4 +49,11 @@ def describe_tokens(one: TokenizedPair) -> dict[str, Any]:
 def describe_versions() -> dict[str, str]:
     """Returns the versions a result was made with."""
     packages = ("nbpatch", "torch", "transformers", "transformer-lens")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a source tree on the path, or a build that carries no metadata
+        return "not installed"

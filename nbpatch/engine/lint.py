@@ -69,9 +69,9 @@ def _only_probability(table: Table) -> list[str]:
 
 
 def _one_direction(table: Table) -> list[str]:
-    if len(table.plan.directions) > 1:
+    if table.plan.both:
         return []
-    if table.plan.directions[0] == "denoising":
+    if "denoising" in table.plan.directions:
         return ["One direction only. Denoising does not show parts that only work together. Run both."]
     return ["One direction only. Noising misses parts that a backup can replace. Run both."]
 

@@ -49,10 +49,11 @@ def replay(
     """
     for batch in _batches(wave, plan, runs):
         direction = plan.directions[batch.direction]
-        rows = torch.from_numpy(np.array([batch.group.place(pair) for pair in batch.pairs]))
-        patches = _patches([wave[cell] for cell in batch.cells], plan, batch.group, rows.numpy())
+        places = batch.group.places(batch.pairs)
+        patches = _patches([wave[cell] for cell in batch.cells], plan, batch.group, places)
         writers = [Writer(plan, model, layer, batch, spots) for layer, spots in patches.items()]
-        logits = model.answer_logits(batch.group.ids[BASE[direction]][rows], [writer.hook() for writer in writers])
+        ids = batch.group.ids[BASE[direction]][torch.from_numpy(places)]
+        logits = model.answer_logits(ids, [writer.hook() for writer in writers])
         for writer in writers:
             writer.check()
         yield batch, logits.float().cpu()

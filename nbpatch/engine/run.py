@@ -101,7 +101,7 @@ def _finish(table: Table, model: Model, *, stopped: bool, seconds: float) -> Res
 
 def _dataset(table: Table) -> xr.Dataset:
     plan = table.plan
-    both = len(plan.directions) > 1
+    both = plan.both
     dims = (*(("direction",) if both else ()), *plan.over, "pair")
     coords: dict[str, Any] = {"direction": list(plan.directions)} if both else {}
     for axis, size in zip(plan.over, table.state.shape[1:], strict=False):
@@ -128,7 +128,7 @@ def _provenance(table: Table, model: Model, seconds: float) -> dict[str, Any]:
         "component": plan.component,
         "component_label": COMPONENTS[plan.component].label,
         "over": list(plan.over),
-        "direction": "both" if len(plan.directions) > 1 else plan.directions[0],
+        "direction": "both" if plan.both else plan.directions[0],
         "metrics": [metric.describe() for metric in plan.metrics],
         "corruption": "counterfactual",
         "model": describe_model(model),

@@ -1,0 +1,68 @@
+"""The methods card: what was done, in words, from a result's provenance alone."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import xarray as xr
+
+_DIRECTION = {
+    "denoising": "Denoising: the corrupted prompt was run with activations of the clean run.",
+    "noising": "Noising: the clean prompt was run with activations of the corrupted run.",
+    "both": (
+        "Both directions: the corrupted prompt was run with activations of the clean run (denoising), "
+        "and the clean prompt with activations of the corrupted run (noising)."
+    ),
+}
+
+_CORRUPTION = {"counterfactual": "Values came from the other prompt of the same pair (counterfactual)."}
+
+
+def write_card(made: Mapping[str, Any], baselines: xr.Dataset, warnings: Sequence[str]) -> str:
+    """Returns the card of a result made as `made` says.
+
+    Args:
+        made: a result's provenance.
+        baselines: its `clean` and `corrupted` [metric pair].
+        warnings: what the run could not tell.
+    """
+    rows = [("Model", _model(made["model"])), ("Prompts", _prompts(made["pairs"]))]
+    if made["method"] == "patch":
+        rows += [
+            ("Sites", f"{made['component']} over {' '.join(made['over'])}; an axis not named was patched whole."),
+            ("Direction", _DIRECTION[made["direction"]]),
+            ("Corruption", _CORRUPTION[made["corruption"]]),
+            *(("Metric", _metric(metric, baselines)) for metric in made["metrics"]),
+            ("Engine", _engine(made["engine"])),
+        ]
+    seed = made.get("seed")
+    rows.append(("Seed", "none: nothing was drawn at random." if seed is None else str(seed)))
+    rows.append(("Versions", ", ".join(f"{name} {number}" for name, number in made["versions"].items())))
+    rows += [("Warning", warning) for warning in warnings]
+    return "\n".join(f"{label + ':':<11} {text}" for label, text in rows)
+
+
+def _model(model: Mapping[str, Any]) -> str:
+    return (
+        f"{model['name']} ({model['family']}), {model['n_layers']} layers, {model['n_heads']} heads, "
+        f"d_model {model['d_model']}, {model['dtype']} on {model['device']}, weights {model['hash']}."
+    )
+
+
+def _prompts(pairs: Sequence[Mapping[str, Any]]) -> str:
+    first = pairs[0]
+    wrong = f" against {first['wrong']}" if first["wrong"] else ""
+    many = f"{len(pairs)} pairs, the first: " if len(pairs) > 1 else ""
+    return f"{many}clean {first['clean']!r}, corrupted {first['corrupted']!r}, answer {first['answer']}{wrong}."
+
+
+def _metric(metric: Mapping[str, Any], baselines: xr.Dataset) -> str:
+    clean, corrupted = (float(baselines[run].sel(metric=metric["name"]).mean()) for run in ("clean", "corrupted"))
+    unit = f" [{metric['unit']}]" if metric["unit"] else ""
+    return f"{metric['name']}{unit}: clean {clean:.4g}, corrupted {corrupted:.4g}, gap {clean - corrupted:.4g}."
+
+
+def _engine(engine: Mapping[str, Any]) -> str:
+    return (
+        f"{engine['name']}, {engine['cells']} cells: {engine['run']} runs in {engine['forwards']} forwards, "
+        f"{engine['exact']} exactly the base value by construction."
+    )

@@ -1,0 +1,302 @@
+"""What a run found: labelled arrays, the baselines to read them against, and the pedigree of both.
+
+A saved result opens, computes, prints and plots on a machine with neither torch nor a model.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from nbpatch import display
+from nbpatch.card import write_card
+from nbpatch.errors import ResultError, suggest
+
+STATES: tuple[str, ...] = ("measured", "exact", "not run", "no position", "failed")
+"""What a cell's `state` means: measured; the base value by construction, never run; the others are NaN."""
+
+REASONS: Mapping[str, str] = {
+    "measured": "measured",
+    "exact": "exactly the base value: nothing that this patch changes can reach the answer",
+    "not run": "not run: the run was stopped before this cell",
+    "no position": "this pair has no such position, or none aligned with it",
+    "failed": "the patched run gave NaN logits",
+}
+
+NO_GAP = 1e-4
+"""Below this size of clean − corrupted, in the metric's unit, there is nothing to recover."""
+
+_FORMAT = "nbpatch-result"
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """The outcome of a sweep.
+
+    Attributes:
+        data: one variable per metric, m(patched) in the metric's unit, with dims (direction when both, *over, pair)
+            and a coordinate `state`, indices into `STATES`.
+        baselines: `clean` and `corrupted`, each with dims (metric, pair).
+        provenance: what made it: method, component, prompts, model, versions.
+        warnings: what the run cannot tell, and what would settle it.
+        origin: the live model and plan, for widgets that go on from here; not saved.
+    """
+
+    data: xr.Dataset
+    baselines: xr.Dataset
+    provenance: Mapping[str, Any]
+    warnings: tuple[str, ...] = ()
+    origin: object | None = field(default=None, repr=False)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of what was measured, the first being the default everywhere."""
+        return tuple(str(name) for name in self.data.data_vars)
+
+    @property
+    def over(self) -> tuple[str, ...]:
+        """The swept axes."""
+        return tuple(self.provenance.get("over", ()))
+
+    def gap(self, metric: str | None = None) -> xr.DataArray:
+        """Returns m(clean) − m(corrupted) [pair], in the metric's unit."""
+        name = self._metric(metric)
+        return (self.baselines["clean"] - self.baselines["corrupted"]).sel(metric=name, drop=True)
+
+    def effect(self, metric: str | None = None, *, per_pair: bool = False) -> xr.DataArray:
+        """Returns m(patched) − m(base), in the metric's unit, the mean over pairs or each pair's own.
+
+        The base is the corrupted run under denoising, the clean run under noising. A pair without the cell is left
+        out of its mean.
+        """
+        effect = self._values(metric) - self._base(metric)
+        return effect if per_pair else effect.mean("pair")
+
+    def recovered(self, metric: str | None = None, *, per_pair: bool = False) -> xr.DataArray:
+        """Returns (m(patched) − m(corrupted)) / gap: 0 = like the corrupted run, 1 = like the clean run.
+
+        The same formula holds in both directions; values outside [0, 1] are real. Over pairs it is the ratio of
+        means. Where there is no gap (smaller than `NO_GAP` of the unit) it is NaN.
+        """
+        name = self._metric(metric)
+        above = self._values(name) - self.baselines["corrupted"].sel(metric=name, drop=True)
+        return _ratio(above, self.gap(name), per_pair=per_pair)
+
+    def share(self, metric: str | None = None, *, per_pair: bool = False) -> xr.DataArray:
+        """Returns effect / gap: the part of the gap that a patch restores (denoising, > 0) or takes away (noising, < 0).
+
+        This is what the maps colour.
+        """
+        name = self._metric(metric)
+        return _ratio(self.effect(name, per_pair=True), self.gap(name), per_pair=per_pair)
+
+    def interval(
+        self, metric: str | None = None, *, level: float = 0.95, n: int = 2000, seed: int = 0
+    ) -> xr.Dataset:
+        """Returns the bootstrap interval of `recovered` over pairs: variables `low` and `high`, dims as `recovered`.
+
+        Args:
+            level: the share of resamples between low and high.
+            n: how many resamples of the pairs, with replacement.
+            seed: of the resampling.
+
+        Raises:
+            ResultError: fewer than two pairs, or a level outside (0, 1).
+        """
+        pairs = self.data.sizes.get("pair", 0)
+        if pairs < 2:
+            seen = f"{pairs} pair"
+            raise ResultError("an interval needs at least two pairs.", where="interval", seen=seen, fix="nbp.Pairs([…, …])")
+        if not 0 < level < 1:
+            raise ResultError("level is a share.", where="interval", seen=f"level={level}", fix="level=0.95")
+        name = self._metric(metric)
+        above = self._values(name) - self.baselines["corrupted"].sel(metric=name, drop=True)
+        draws = np.random.default_rng(seed).integers(0, pairs, (n, pairs))
+        ratios = np.stack([_ratio(above.isel(pair=row), self.gap(name).isel(pair=row)).to_numpy() for row in draws])
+        tail = (1 - level) / 2
+        low, high = np.nanquantile(ratios, [tail, 1 - tail], axis=0) if np.isfinite(ratios).any() else (ratios[0],) * 2
+        like = self.recovered(name)
+        return xr.Dataset({"low": like.copy(data=low), "high": like.copy(data=high)})
+
+    def to_frame(self, metric: str | None = None) -> pd.DataFrame:
+        """Returns one row per cell: its axes, the token at its position, effect, share of the gap, recovered."""
+        effect = self.effect(metric)
+        frame = pd.DataFrame(
+            {
+                "effect": effect.to_series() if effect.ndim else pd.Series([float(effect)]),
+                "share": self.share(metric).to_numpy().ravel(),
+                "recovered": self.recovered(metric).to_numpy().ravel(),
+            }
+        ).reset_index(drop=effect.ndim == 0)
+        for axis in ("pos", "dest", "src"):
+            if axis in frame:
+                frame.insert(list(frame).index(axis) + 1, f"{axis}_token", [self._token(int(place)) for place in frame[axis]])
+        return frame
+
+    def top(self, n: int = 10, metric: str | None = None) -> pd.DataFrame:
+        """Returns the n cells with the strongest effect, either sign, the strongest first."""
+        frame = self.to_frame(metric).dropna(subset=["effect"])
+        order = frame["effect"].abs().sort_values(ascending=False, kind="stable").index[:n]
+        return frame.loc[order].reset_index(drop=True)
+
+    def reason(self, **cell: Any) -> str:
+        """Returns why a cell has the value it has, in words; pair 0 unless another is named.
+
+        Raises:
+            ResultError: an axis or a label that the result does not have.
+        """
+        try:
+            state = self.data["state"].sel({"pair": 0, **cell} if "pair" in self.data.dims else cell)
+        except KeyError as error:
+            seen = f"{cell}"
+            fix = "axes: " + ", ".join(str(dim) for dim in self.data.dims)
+            raise ResultError("no such cell.", where="reason", seen=seen, fix=fix) from error
+        if state.ndim:
+            left = ", ".join(str(dim) for dim in state.dims)
+            raise ResultError("that is more than one cell.", where="reason", seen=f"{left} left open", fix=f"name {left} too")
+        if abs(float(self.gap().sel(pair=cell.get("pair", 0)))) < NO_GAP:
+            return "no gap: the metric is the same in the clean and the corrupted run"
+        return REASONS[STATES[int(state)]]
+
+    def card(self) -> str:
+        """Returns the methods card: in words, everything a reader needs to judge or repeat the result."""
+        return write_card(self.provenance, self.baselines, self.warnings)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the result as netCDF and returns the path; an existing file is replaced only by a complete one.
+
+        Raises:
+            ResultError: the folder does not exist.
+        """
+        target = Path(path).expanduser()
+        if not target.parent.is_dir():
+            raise ResultError("no such folder.", where="save", seen=str(target.parent), fix='result.save("result.nc")')
+        head = {"format": _FORMAT, "version": _FORMAT_VERSION, "provenance": dict(self.provenance), "warnings": list(self.warnings)}
+        handle, name = tempfile.mkstemp(suffix=".nc", dir=target.parent)
+        os.close(handle)
+        try:
+            self.data.assign_attrs(nbpatch=json.dumps(head)).to_netcdf(name, group="data", engine="h5netcdf")
+            self.baselines.to_netcdf(name, group="baselines", mode="a", engine="h5netcdf")
+            Path(name).replace(target)
+        finally:
+            Path(name).unlink(missing_ok=True)
+        return target
+
+    def plot(self, metric: str | None = None, **options: Any) -> Any:
+        """Returns a matplotlib Figure of the map: tokens as the axis, colour = effect as a share of the gap."""
+        return display.get().plot(self, metric=metric, **options)
+
+    def show(self, **options: Any) -> Any:
+        """Returns a widget of the result; it can run further sweeps while the model is alive."""
+        return display.get().show(self, **options)
+
+    def to_html(self, path: str | os.PathLike[str], **options: Any) -> Path:
+        """Writes one self-contained HTML page of the result, which needs no network, and returns its path."""
+        return display.get().to_html(self, os.fspath(path), **options)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+        return display.get().mimebundle(self)
+
+    def __repr__(self) -> str:
+        if self.provenance.get("method") != "patch":
+            sizes = ", ".join(f"{dim} {size}" for dim, size in self.data.sizes.items())
+            return f"Result of {self.provenance.get('method')} on {self.provenance['model']['name']} ({sizes})"
+        lines = [self.headline(), "", *_table(self.top(8))]
+        return "\n".join([*lines, *(["", *(f"! {warning}" for warning in self.warnings)] if self.warnings else [])])
+
+    def headline(self) -> str:
+        """Returns one line: what was patched, in which direction, and the baselines."""
+        made = self.provenance
+        name = self.metrics[0]
+        unit = self.data[name].attrs.get("unit", "")
+        clean, corrupted = (float(self.baselines[run].sel(metric=name).mean()) for run in ("clean", "corrupted"))
+        pairs = self.data.sizes["pair"]
+        return (
+            f"{made['component']} over {' '.join(self.over)}, {made['direction']}, {made['model']['name']}, "
+            f"{pairs} pair{'s' if pairs != 1 else ''}: "
+            f"{name} clean {clean:+.2f}, corrupted {corrupted:+.2f} {unit}".rstrip()
+        )
+
+    def _metric(self, metric: str | None) -> str:
+        if self.provenance.get("method") == "attention":
+            raise ResultError("attention patterns have no effect: nothing was patched.", fix='result.data["pattern"]')
+        if metric is None:
+            return self.metrics[0]
+        if metric not in self.metrics:
+            raise ResultError(f"no metric {metric!r} in this result.", where="metric", fix=suggest(metric, self.metrics))
+        return metric
+
+    def _values(self, metric: str | None) -> xr.DataArray:
+        return self.data[self._metric(metric)].drop_vars("state", errors="ignore")
+
+    def _base(self, metric: str | None) -> xr.DataArray:
+        """Returns m(base) [pair], or [direction pair] when both directions were run."""
+        name = self._metric(metric)
+        corrupted, clean = (self.baselines[run].sel(metric=name, drop=True) for run in ("corrupted", "clean"))
+        if "direction" in self.data.dims:
+            both = xr.concat([corrupted, clean], "direction")
+            return both.assign_coords(direction=["denoising", "noising"])
+        return corrupted if self.provenance["direction"] == "denoising" else clean
+
+    def _token(self, place: int) -> str:
+        """Returns the token at a clean position: the pairs' common one, else the first pair's with an ellipsis."""
+        pairs: Sequence[Mapping[str, Any]] = self.provenance["pairs"]
+        found = list(dict.fromkeys(p["clean_tokens"][place] for p in pairs if place < len(p["clean_tokens"])))
+        return found[0] if len(found) == 1 else f"{found[0]} …"
+
+
+def _ratio(above: xr.DataArray, gap: xr.DataArray, *, per_pair: bool = False) -> xr.DataArray:
+    """Returns above / gap, over pairs as a ratio of means, NaN where there is no gap.
+
+    A pair that lacks a cell is left out of both means of that cell.
+    """
+    if per_pair:
+        return above / gap.where(abs(gap) >= NO_GAP)
+    mean = gap.where(above.notnull()).mean("pair")
+    return above.mean("pair") / mean.where(abs(mean) >= NO_GAP)
+
+
+def _table(frame: pd.DataFrame) -> list[str]:
+    """Returns a frame as aligned lines, numbers with a sign and two decimals."""
+    if frame.empty:
+        return ["no cell has a value"]
+    shown = frame.copy()
+    for name in ("effect", "share", "recovered"):
+        shown[name] = [f"{value:+.2f}" for value in frame[name]]
+    for name in frame.columns:
+        if name.endswith("_token"):
+            shown[name] = [repr(value) for value in frame[name]]
+    return shown.to_string(index=False).splitlines()
+
+
+def read(path: str | os.PathLike[str]) -> Result:
+    """Returns the result saved at `path`.
+
+    Raises:
+        ResultError: no such file, or a file that holds no result, or one of a newer version.
+    """
+    source = Path(path).expanduser()
+    if not source.is_file():
+        near = ", ".join(sorted(one.name for one in source.parent.glob("*.nc"))[:5]) or "nothing ending in .nc"
+        raise ResultError("no such file.", where="read", seen=str(source), fix=f"in that folder: {near}")
+    try:
+        with xr.open_dataset(source, group="data", engine="h5netcdf") as opened:
+            data = opened.load()
+        head = json.loads(data.attrs.pop("nbpatch"))
+        with xr.open_dataset(source, group="baselines", engine="h5netcdf") as opened:
+            baselines = opened.load()
+    except (OSError, KeyError, ValueError) as error:
+        seen = f"{source.name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        raise ResultError("not a file saved by nbpatch.", where="read", seen=seen, fix='result.save("result.nc")') from error
+    if head.get("format") != _FORMAT or head.get("version", 0) > _FORMAT_VERSION:
+        seen = f"version {head.get('version')}, this nbpatch reads up to {_FORMAT_VERSION}"
+        raise ResultError("the file was saved by a newer nbpatch.", where="read", seen=seen, fix="pip install -U nbpatch")
+    return Result(data, baselines, head["provenance"], tuple(head["warnings"]))

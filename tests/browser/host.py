@@ -1,0 +1,201 @@
+"""A real JupyterLab on loopback with directories of its own, and a page of Chromium that drives it."""
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import nbformat
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+LAB_OPTIONS = [
+    "--no-browser",
+    "--allow-root",
+    "--ServerApp.ip=127.0.0.1",
+    "--LabApp.expose_app_in_browser=True",
+    "--LabApp.news_url=None",
+    "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    "--LabApp.extension_manager=readonly",
+]
+
+LOCAL = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Lab:
+    """The server: started on entry, stopped by its process group on exit."""
+
+    def __init__(self, folder):
+        self.root = folder / "notebooks"
+        self.root.mkdir()
+        self.log = folder / "server.log"
+        self.token = secrets.token_hex(16)
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self.environment = {
+            **os.environ,
+            **{f"JUPYTER_{kind}_DIR": str(folder / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")},
+            "IPYTHONDIR": str(folder / "ipython"),
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        }
+
+    def __enter__(self):
+        command = [sys.executable, "-m", "jupyterlab", *LAB_OPTIONS, f"--ServerApp.root_dir={self.root}"]
+        command += [f"--ServerApp.port={self.url.rsplit(':', 1)[1]}", f"--IdentityProvider.token={self.token}"]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=self.environment, cwd=self.root, start_new_session=True
+            )
+        self._wait()
+        return self
+
+    def __exit__(self, *_):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def _wait(self):
+        for _ in range(300):
+            if self.process.poll() is not None:
+                raise RuntimeError(self.log.read_text())
+            with contextlib.suppress(OSError, urllib.error.URLError):
+                urllib.request.urlopen(f"{self.url}/api/status?token={self.token}", timeout=5).close()
+                return
+            time.sleep(0.2)
+        raise RuntimeError("JupyterLab did not start:\n" + self.log.read_text())
+
+    def write(self, name, *cells):
+        """Writes a notebook of code cells and returns its name."""
+        book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+        book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(book, self.root / name)
+        return name
+
+
+class Book:
+    """One notebook, open in one page."""
+
+    def __init__(self, lab, page, name):
+        self.lab, self.page, self.name = lab, page, name
+        self.requests, self.errors = [], []
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("websocket", lambda one: self.requests.append(one.url))
+        page.on("pageerror", lambda error: self.errors.append(f"page error: {error}"))
+        page.on("console", self._on_console)
+
+    def _on_console(self, message):
+        if message.type == "error":
+            self.errors.append(f"console: {message.text} ({message.location.get('url', '')})")
+
+    def open(self):
+        self.page.goto(f"{self.lab.url}/lab/tree/{self.name}?reset&token={self.lab.token}")
+        self.wait_for_kernel()
+        return self
+
+    def reload(self):
+        self.page.reload()
+        self.wait_for_kernel()
+
+    def wait_for_kernel(self):
+        self.page.wait_for_function(
+            "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'",
+            timeout=120_000,
+        )
+
+    def start(self, index):
+        """Runs a cell without waiting for it."""
+        self.page.evaluate(
+            """async index => {
+                const app = window.jupyterapp, book = app.shell.currentWidget.content;
+                book.activeCellIndex = index;
+                book.deselectAll();
+                app.commands.execute('notebook:run-cell');
+            }""",
+            index,
+        )
+
+    def run(self, index):
+        """Runs a cell and waits until the kernel is idle again."""
+        before = self.count(index)
+        self.start(index)
+        self.page.wait_for_function(
+            """([index, before]) => {
+                const panel = window.jupyterapp.shell.currentWidget;
+                const count = panel.content.widgets[index].model.executionCount;
+                return count !== null && count !== before && panel.sessionContext.session.kernel.status === 'idle';
+            }""",
+            arg=[index, before],
+            timeout=120_000,
+        )
+
+    def count(self, index):
+        return self.page.evaluate(
+            "index => window.jupyterapp.shell.currentWidget.content.widgets[index].model.executionCount", index
+        )
+
+    def outputs(self, index):
+        """Returns a cell's outputs as they would be saved."""
+        return self.page.evaluate(
+            "index => window.jupyterapp.shell.currentWidget.content.widgets[index].model.outputs.toJSON()", index
+        )
+
+    def python(self, expression):
+        """Returns what an expression is worth in the kernel, through JSON: what Python really received."""
+        code = f"import json as _json\nprint('<<<' + _json.dumps({expression}, default=str) + '>>>')"
+        text = self.page.evaluate(
+            """async code => {
+                const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+                const future = kernel.requestExecute({code, store_history: false});
+                let text = '';
+                future.onIOPub = message => {
+                    if (message.header.msg_type === 'stream') text += message.content.text;
+                    if (message.header.msg_type === 'error') text += message.content.traceback.join('\\n');
+                };
+                await future.done;
+                return text;
+            }""",
+            code,
+        )
+        assert "<<<" in text, text
+        return json.loads(text.split("<<<", 1)[1].rsplit(">>>", 1)[0])
+
+    def eventually(self, expression, expected, seconds=30):
+        """Waits until an expression in the kernel has a value; fails with the last one seen."""
+        deadline = time.monotonic() + seconds
+        while (seen := self.python(expression)) != expected:
+            assert time.monotonic() < deadline, f"{expression} is {seen!r}, not {expected!r}"
+            self.page.wait_for_timeout(100)
+        return seen
+
+    def command(self, name, **arguments):
+        self.page.evaluate("([name, args]) => window.jupyterapp.commands.execute(name, args)", [name, arguments])
+
+    def strangers(self):
+        """Returns all requests that were not to this machine."""
+        return [url for url in self.requests if not url.startswith(LOCAL)]
