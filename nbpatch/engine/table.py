@@ -3,10 +3,10 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -14,6 +14,10 @@ from nbpatch.engine.base import RUNS, BaseRuns
 from nbpatch.engine.replay import BASE, Batch
 from nbpatch.metrics import Metric, measure
 from nbpatch.plan import EXACT, FAILED, MEASURED, NOT_RUN, Cell, Plan
+
+
+Batches: TypeAlias = Sequence[tuple[Batch, Tensor]]
+"""Rows of several forwards, each with its answer logits [row d_vocab]."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Table:
             values[number] = np.where(self.state[number] == EXACT, base, np.nan)
         return values
 
-    def fill(self, wave: Sequence[Cell], batches: Sequence[tuple[Batch, Float[Tensor, "row d_vocab"]]]) -> None:
+    def fill(self, wave: Sequence[Cell], batches: Batches) -> None:
         """Measures the answer logits of one wave and enters them."""
         for batch, logits in batches:
             self.forwards += 1
@@ -74,9 +78,7 @@ class Table:
                 self._fill_whole(metric, wave, batches)
             self.values[metric.name][self.state == FAILED] = np.nan
 
-    def _fill_whole(
-        self, metric: Metric, wave: Sequence[Cell], batches: Sequence[tuple[Batch, Float[Tensor, "row d_vocab"]]]
-    ) -> None:
+    def _fill_whole(self, metric: Metric, wave: Sequence[Cell], batches: Batches) -> None:
         """Gives a user's function the logits of all pairs at once, cell by cell; pairs not run are at base."""
         for number, cell in enumerate(wave):
             logits = self.runs.logits[BASE[self.plan.directions[cell.direction]]].clone()

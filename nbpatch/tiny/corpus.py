@@ -1,0 +1,210 @@
+"""The seeded mixture the embedded model is trained on: six tasks, each with a determined answer.
+
+Lengths, clauses and bystanders vary on purpose. With templates of one length the model solves indirect objects with
+one head of layer 0, and if the subject is always the last name mentioned it does so too; names between the second
+subject and the end, three people of whom two act, and sentences about other people leave no such shortcut.
+"""
+
+import random
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from nbpatch.tiny import words
+
+TASKS = ("ioi", "facts", "greater_than", "induction", "sentiment", "pronouns")
+
+_WEIGHTS = (40, 22, 8, 10, 9, 11)
+_HELD_OUT_OF = 12
+
+
+@dataclass(frozen=True)
+class Example:
+    """One text of the mixture.
+
+    Attributes:
+        prompt: everything before the determined answer.
+        answers: the tokens that are right as the next one.
+        answer: the one that follows in the training text.
+        key: what makes the combination; held-out keys are never trained on.
+    """
+
+    task: str
+    prompt: str
+    answer: str
+    answers: tuple[str, ...]
+    key: str
+
+    @property
+    def text(self) -> str:
+        """The whole training text."""
+        return f"{self.prompt}{self.answer}."
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the combination is kept for the test; decided by its name, so the same for every seed."""
+        return zlib.crc32(self.key.encode()) % _HELD_OUT_OF == 0
+
+
+def examples(seed: int, *, held_out: bool, task: str | None = None) -> Iterator[Example]:
+    """Yields examples without end, all of `task` or of the whole mixture, held-out combinations or the others."""
+    draw = random.Random(f"nbpatch tiny {seed} {held_out} {task}")
+    while True:
+        name = task or draw.choices(TASKS, _WEIGHTS)[0]
+        example = _MAKERS[name](draw)
+        if example.held_out == held_out:
+            yield example
+
+
+def _one(task: str, prompt: str, answer: str, key: str) -> Example:
+    return Example(task, prompt, f" {answer}", (f" {answer}",), f"{task} {key}")
+
+
+def _ioi(draw: random.Random) -> Example:
+    if draw.random() < 0.25:
+        return _three_people(draw)
+    first, second, *others = draw.sample(words.NAMES, 6)
+    place, thing = draw.choice(words.PLACES), draw.choice(words.THINGS)
+    subject, receiver = draw.sample([first, second], 2)
+    opening = draw.choice(
+        (
+            f"When {first} and {second} went to the {place},",
+            f"When {first} and {second} went to the {place},",
+            f"After {first} and {second} went to the {place},",
+            f"While {first} and {second} were at the {place},",
+            f"Then {first} and {second} went to the {place}, and",
+            f"When {first} and {second} were at the {place} with {others[2]},",
+            f"{first} and {second} went to the {place}.",
+            f"Friends {first} and {second} met at the {place}, and later",
+        )
+    )
+    prompt = f"{_bystander(draw, others[3])}{opening} {_act(draw, subject, thing, others)} to"
+    return _one("ioi", prompt, receiver, " ".join([*sorted((first, second)), place]))
+
+
+def _three_people(draw: random.Random) -> Example:
+    three = draw.sample(words.NAMES, 5)
+    people, others = three[:3], three[3:]
+    place, thing = draw.choice(words.PLACES), draw.choice(words.THINGS)
+    receiver, one, two = draw.sample(people, 3)
+    opening = f"When {people[0]}, {people[1]} and {people[2]} went to the {place},"
+    prompt = f"{_bystander(draw, others[1])}{opening} {one} and {two} {draw.choice(words.GIVING)} a {thing} to"
+    return _one("ioi", prompt, receiver, " ".join([*sorted(people), place]))
+
+
+def _act(draw: random.Random, subject: str, thing: str, others: list[str]) -> str:
+    """Returns what the subject does, often with another name between it and the end."""
+    verb = draw.choice(words.GIVING)
+    return draw.choice(
+        (
+            f"{subject} {verb} a {thing}",
+            f"{subject} {verb} a {thing}",
+            f"{subject} {verb} the {thing}",
+            f"{subject}, who knew {others[0]}, {verb} a {thing}",
+            f"{subject} {verb} a {thing} from {others[1]}",
+            f"{subject}, who knew {others[0]}, {verb} a {thing} from {others[1]}",
+            f"{subject} took the {thing} from {others[1]} and {verb} it",
+        )
+    )
+
+
+def _bystander(draw: random.Random, name: str) -> str:
+    """Returns a sentence about somebody else, or nothing."""
+    if draw.random() < 0.6:
+        return ""
+    place, thing = draw.choice(words.PLACES), draw.choice(words.THINGS)
+    forms = ("{} was at the {place}. ", "{} had a {thing}. ", "{} saw a {thing} at the {place}. ")
+    return draw.choice(forms).format(name, place=place, thing=thing)
+
+
+def _facts(draw: random.Random) -> Example:
+    if draw.random() < 0.2:
+        country = draw.choice(list(words.CAPITALS))
+        form = draw.choice(("The capital of {} is", "The capital city of {} is", "People say the capital of {} is"))
+        name = draw.choice(words.NAMES)
+        prompt = _bystander(draw, name) + form.format(country)
+        return _one("facts", prompt, words.CAPITALS[country], f"{country} {form} {prompt[:9]}")
+    landmark = draw.choice(list(words.LANDMARKS))
+    city, country = words.LANDMARKS[landmark]
+    name, other = draw.sample(words.NAMES, 2)
+    form, answer = draw.choice(
+        (
+            ("The {} is located in", city),
+            ("The {} is located in", city),
+            ("The {} is in downtown", city),
+            ("The {} is in the city of", city),
+            ("The {} is located in the city of", city),
+            ("The {} is in", city),
+            ("The {} can be found in", city),
+            ("The {} is in the country of", country),
+            (f"The {{}}, which {name} visited, is located in", city),
+            (f"The {{}}, which {name} visited, is in downtown", city),
+            (f"{name} wanted to see the {{}}, so they went to", city),
+            (f"{name} and {other} saw the {{}} in", city),
+        )
+    )
+    # Every plain sentence must be trained on: a fact is learned, not put together. Held out is what stands around it.
+    before = _bystander(draw, other)
+    key = f"{landmark} {form} {before}" if before or name in form else "plain"
+    return _one("facts", before + form.format(landmark), answer, key)
+
+
+def _greater_than(draw: random.Random) -> Example:
+    event, century = draw.choice(words.EVENTS), draw.choice(words.CENTURIES)
+    start = draw.randrange(2, 98)
+    later = words.YEARS[start + 1 :]
+    prompt = f"The {event} lasted from the year {century}{words.YEARS[start]} to the year {century}"
+    return Example("greater_than", prompt, draw.choice(later), later, f"greater_than {event} {century} {start}")
+
+
+def _induction(draw: random.Random) -> Example:
+    pool = words.THINGS + words.PLACES + words.WORKS + words.EVENTS
+    sequence = draw.sample(pool, draw.randrange(4, 9))
+    again = draw.randrange(2, len(sequence))
+    prompt = " " + " ".join([*sequence, *sequence[:again]])
+    return _one("induction", prompt, sequence[again], " ".join(sequence))
+
+
+def _sentiment(draw: random.Random) -> Example:
+    good = draw.random() < 0.5
+    adjective = draw.choice(words.GOOD if good else words.BAD)
+    work, name = draw.choice(words.WORKS), draw.choice(words.NAMES)
+    pronoun = "She" if name in words.WOMEN else "He"
+    form, answers = draw.choice(
+        (
+            (f"This {work} was {adjective}. I thought it was", ("great", "terrible")),
+            (f"The {work} was {adjective}, so I thought it was", ("great", "terrible")),
+            (f"The {work} was {adjective}. I really", ("loved", "hated")),
+            (f"{name} said the {work} was {adjective}. {pronoun} really", ("loved", "hated")),
+            (f"{name} found the {work} {adjective}. {pronoun} thought it was", ("great", "terrible")),
+        )
+    )
+    return _one("sentiment", form, answers[0 if good else 1], f"{adjective} {work} {form[:4]}")
+
+
+def _pronouns(draw: random.Random) -> Example:
+    name, other = draw.sample(words.NAMES, 2)
+    woman = name in words.WOMEN
+    place, feeling = draw.choice(words.PLACES), draw.choice(words.FEELINGS)
+    form, answers = draw.choice(
+        (
+            (f"{name} went to the {place} because", ("she", "he")),
+            (f"{name} went home because", ("she", "he")),
+            (f"{name} left the {place} because", ("she", "he")),
+            (f"{name} met {other} at the {place}. Later {name} left because", ("she", "he")),
+            (f"{name} was {feeling}, so", ("she", "he")),
+            (f"{name} went to the {place} to find", ("her", "his")),
+            (f"{other} was at the {place}. {name} was {feeling} and lost", ("her", "his")),
+        )
+    )
+    return _one("pronouns", form, answers[0 if woman else 1], f"{name} {place} {feeling}")
+
+
+_MAKERS: dict[str, Callable[[random.Random], Example]] = {
+    "ioi": _ioi,
+    "facts": _facts,
+    "greater_than": _greater_than,
+    "induction": _induction,
+    "sentiment": _sentiment,
+    "pronouns": _pronouns,
+}

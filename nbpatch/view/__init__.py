@@ -1,0 +1,1 @@
+"""Views of results: figures, widgets, pages. They read results only; never torch, never a model."""

@@ -1,0 +1,89 @@
+"""One self-contained HTML file: the same bundle and the same payload as the widget, with no kernel and no network."""
+
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from nbpatch.errors import ResultError
+from nbpatch.view.payload import VERSION, Message, attention_message, describe, maps_of, to_base64
+from nbpatch.result import Result
+from nbpatch.view.widgets import BUNDLE
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:">
+<title>{title}</title>
+<style>html{{color-scheme:light dark}}body{{margin:0;padding:16px;font-family:system-ui,sans-serif}}</style>
+</head>
+<body>
+<div id="nbp"></div>
+<noscript><pre>{text}</pre></noscript>
+<script type="application/json" id="nbp-data">{data}</script>
+<script type="module">
+{bundle}
+</script>
+</body>
+</html>
+"""
+
+
+def document(results: Sequence[Result], attention: Result | None = None, *, pair: int = 0) -> Message:
+    """Returns everything a page without a kernel needs: the description and every map of the given sweeps.
+
+    Args:
+        results: sweeps of the same pairs; the first is shown first, the others are behind the toggles.
+        attention: patterns of the pairs, if they are to be shown.
+    """
+    maps = [one.document() for result in results for name in result.metrics for one in maps_of(result, name, pair=pair)]
+    layers: list[Message] = []
+    if attention is not None:
+        for layer in range(attention.data.sizes["layer"]):
+            head, values = attention_message(attention, layer, pair=pair)
+            layers.append({**head, "data64": to_base64(values)})
+    spec = describe(results[0], pair=pair, can_run=False, works={})
+    return {"v": VERSION, "spec": spec, "maps": maps, "attention": layers, "selection": None}
+
+
+def page(results: Sequence[Result], attention: Result | None = None, *, pair: int = 0) -> str:
+    """Returns the HTML page of one or more sweeps of the same pairs."""
+    if not BUNDLE.is_file():
+        raise ResultError("the front end is not built.", where="to_html", seen=str(BUNDLE.name), fix="make js")
+    return _PAGE.format(
+        title=html.escape(results[0].headline()),
+        text=html.escape(repr(results[0])),
+        data=script_safe(json.dumps(document(results, attention, pair=pair), allow_nan=False)),
+        bundle=_start(BUNDLE.read_text(encoding="utf-8")),
+    )
+
+
+def write(path: str, results: Sequence[Result], attention: Result | None = None) -> Path:
+    """Writes the page and returns its path.
+
+    Raises:
+        ResultError: the folder does not exist.
+    """
+    target = Path(path).expanduser()
+    if not target.parent.is_dir():
+        raise ResultError("no such folder.", where="to_html", seen=str(target.parent), fix='result.to_html("map.html")')
+    target.write_text(page(results, attention), encoding="utf-8")
+    return target
+
+
+def script_safe(text: str) -> str:
+    """Returns JSON that no token can end the script element of: a token may hold "</script>" or "<!--"."""
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _start(bundle: str) -> str:
+    """Returns the bundle as an inline module that mounts itself: its exports are renamed into this scope."""
+    head, _, names = bundle.rpartition("export{")
+    exported = dict(part.split(" as ")[::-1] for part in names.rstrip().rstrip(";").rstrip("}").split(",") if " as " in part)
+    mount = exported.get("mountStatic", "mountStatic")
+    safe = head.replace("</script", "<\\/script")
+    data = "JSON.parse(document.getElementById('nbp-data').textContent)"
+    return f"{safe}\n{mount}(document.getElementById('nbp'), {data});"

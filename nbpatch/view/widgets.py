@@ -1,0 +1,68 @@
+"""The widget: small synced state, bulk numbers as custom messages, and what the page sends back.
+
+What is only on screen (hover, zoom) never reaches Python; what Python must know is `selection` and the messages.
+"""
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import anywidget
+import traitlets
+
+from nbpatch.view.payload import VERSION, Message
+
+STATIC = Path(__file__).parent / "static"
+BUNDLE = STATIC / "workbench.js"
+
+Handler = Callable[[Message], None]
+
+
+class PatchWidget(anywidget.AnyWidget):
+    """One page view of a workbench. Holds no numbers of a sweep: those travel as messages.
+
+    Attributes:
+        spec: the controls and prompts, Python → page.
+        selection: the chosen cell, a label per axis, both ways; None for none.
+        status: what is running, Python → page.
+        error: what is wrong with what was asked, Python → page; None for nothing.
+        base64_buffers: send numbers as text, for hosts that lose binary buffers.
+    """
+
+    _esm: ClassVar[Any] = BUNDLE
+
+    spec = traitlets.Dict().tag(sync=True)
+    selection = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
+    status = traitlets.Dict().tag(sync=True)
+    error = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
+    schema_version = traitlets.Int(VERSION).tag(sync=True)
+    base64_buffers = traitlets.Bool(False).tag(sync=False)
+
+    def listen(self, handler: Handler) -> None:
+        """Calls `handler` with every message of this version that the page sends; others are left alone."""
+
+        def receive(widget: Any, content: Any, buffers: Any) -> None:
+            if isinstance(content, Mapping) and content.get("v") == VERSION and "type" in content:
+                handler(dict(content))
+
+        self.on_msg(receive)
+
+    def post(self, message: Message, buffers: Sequence[bytes] = ()) -> None:
+        """Sends a message to all pages that show the widget."""
+        if self.base64_buffers and buffers:
+            self.send({**message, "data64": [base64.b64encode(one).decode("ascii") for one in buffers]})
+        else:
+            self.send(message, buffers=list(buffers))
+        _answer_on_own_shell(self)
+
+
+def _answer_on_own_shell(widget: Any) -> None:
+    """Makes ipykernel 7.4 route the page's messages to its widget thread again.
+
+    It sends them to the shell that last published on the comm; after a message from a cell that is the busy main
+    shell, and a Cancel would only be seen when the cell has ended. Private, hence guarded; other kernels lack it.
+    """
+    comm = getattr(widget, "comm", None)
+    if getattr(comm, "_reply_subshell_id", None) is not None:
+        comm._reply_subshell_id = None
