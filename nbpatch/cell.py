@@ -24,6 +24,7 @@ _QUOTED = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)')\s*""")
 _ESCAPE = re.compile(r"""\\(["'\\nt])""")
 _ESCAPED = {"n": "\n", "t": "\t"}
 _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
+_ALIGN_IN_PYTHON = re.compile(r"align=\{([^{}]*)\}")
 _ALIGNED = re.compile(r"(\d+)\s*:\s*(\d+)")
 
 
@@ -122,7 +123,8 @@ def _show(source: Source, problem: Problem) -> str:
     indent = " " * (len(label) + 4)
     caret = indent + " " * span.start + "^" * max(1, span.stop - span.start)
     shown = [error.what, f"  {label}  {source.lines[span.line]}".rstrip(), caret]
-    for name, text in rows:
+    for name, python in rows:
+        text = _ALIGN_IN_PYTHON.sub(r"align: \1", python)
         shown.append(f"  {name:<{len(label)}}  {text}".replace("\n", "\n" + indent))
     return "\n".join(shown)
 

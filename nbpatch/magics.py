@@ -17,9 +17,9 @@ from IPython.core.magic_arguments import argument, magic_arguments
 from IPython.display import display
 
 from nbpatch.cell import KEYS, CellError, Problem, Source, Span, cell_error, collect, read_lines, read_pairs
-from nbpatch.errors import MagicError, NbpatchError, suggest
+from nbpatch.errors import MagicError, ModelError, NbpatchError, suggest
 from nbpatch.metrics import METRICS, as_metrics
-from nbpatch.prompts import Pairs
+from nbpatch.prompts import Pairs, PromptPair
 from nbpatch.sites import COMPONENTS, SWEEPABLE, component_of, parse_over
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class PatchMagics(Magics):
         except CellError:
             raise
         except NbpatchError as error:
-            raise cell_error(spec.source, [spec.source.place(one) for one in error.problems or (error,)]) from error
+            raise cell_error(spec.source, [_place(spec, one) for one in error.problems or (error,)]) from error
 
     @no_var_expand
     @line_magic
@@ -201,7 +201,8 @@ def read_spec(magic_line: str, line: str, cell: str, variables: Mapping[str, Any
     source, problems = read_lines(magic_line, cell)
     options, wrong_options = _read_options(magic_line, line, variables)
     pairs, wrong_pairs = read_pairs(source, variables if options.expand else None)
-    if found := [*wrong_options, *problems, *wrong_pairs]:
+    found = [*wrong_options, *problems, *wrong_pairs] or _lacking_wrong(source, pairs, options.metric)
+    if found:
         raise cell_error(source, found)
     return Spec(
         pairs=Pairs(pairs),
@@ -213,6 +214,25 @@ def read_spec(magic_line: str, line: str, cell: str, variables: Mapping[str, Any
         model=options.model,
         source=source,
     )
+
+
+def _place(spec: Spec, error: NbpatchError) -> Problem:
+    """Returns an engine's error with its place: the option that names the model, or a line of the prompts."""
+    if spec.model and isinstance(error, ModelError):
+        return Problem(error, _value_span(spec.source.lines[0], spec.model, ["--model"]))
+    return spec.source.place(error)
+
+
+def _lacking_wrong(source: Source, pairs: Sequence[PromptPair], metrics: Sequence[str]) -> list[Problem]:
+    needing = next((name for name in metrics if name in METRICS and METRICS[name].needs_wrong), None)
+    return [
+        Problem(
+            MagicError(f"{needing} needs a wrong answer to compare with.", fix='wrong: " John", or --metric log_prob'),
+            block.entries["answer"].span,
+        )
+        for block, pair in zip(source.blocks, pairs, strict=True)
+        if needing and not pair.wrong
+    ]
 
 
 def _read_options(magic_line: str, line: str, variables: Mapping[str, Any]) -> tuple[Namespace, list[Problem]]:

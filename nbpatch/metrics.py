@@ -141,7 +141,9 @@ def as_metrics(metric: object) -> tuple[Metric, ...]:
         raise MetricError("no metric named.", where=f"metric={metric!r}", fix='metric="logit_diff"')
     names = [one.name for one in metrics]
     if len(set(names)) < len(names):
-        raise MetricError("two metrics of one name.", where="metric", seen=", ".join(names), fix="give each its own name")
+        raise MetricError(
+            "two metrics of one name.", where="metric", seen=", ".join(names), fix="give each its own name"
+        )
     return metrics
 
 
@@ -154,7 +156,9 @@ def _as_metric(metric: object) -> Metric:
         return METRICS[metric]
     if not callable(metric):
         seen = f"{metric!r} ({type(metric).__name__})"
-        raise MetricError("not a metric.", where="metric", seen=seen, fix=f"a name ({', '.join(METRICS)}) or a function")
+        raise MetricError(
+            "not a metric.", where="metric", seen=seen, fix=f"a name ({', '.join(METRICS)}) or a function"
+        )
     return _from_function(metric)
 
 
@@ -165,7 +169,9 @@ def _from_function(function: Callable[..., Any]) -> Metric:
         raise MetricError(
             f"a function called {name!r} cannot name a variable of its own.", where="metric", fix="rename the function"
         )
-    takes = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty and p.kind in _POSITIONAL]
+    takes = [
+        p for p in inspect.signature(function).parameters.values() if p.default is p.empty and p.kind in _POSITIONAL
+    ]
     if len(takes) != 1:
         raise MetricError(
             f"{name} must take one argument, the logits [pair, d_vocab].",
@@ -210,7 +216,9 @@ def measure(metric: Metric, logits: Tensor, answers: Answers) -> Tensor:
     import torch
 
     values = metric.compute(logits, answers)
-    seen = f"{type(values).__name__} of shape {list(values.shape)}" if isinstance(values, torch.Tensor) else repr(values)
+    seen = (
+        f"{type(values).__name__} of shape {list(values.shape)}" if isinstance(values, torch.Tensor) else repr(values)
+    )
     if not isinstance(values, torch.Tensor) or values.shape != logits.shape[:1]:
         raise MetricError(
             f"{metric.name} must return one number per pair.",

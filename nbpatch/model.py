@@ -228,9 +228,7 @@ def _last_position(value: Tensor, hook: Any) -> Tensor:
     return value[:, -1:]
 
 
-def load(
-    what: Any, *, device: "str | torch.device | None" = None, dtype: torch.dtype | None = None
-) -> Model:
+def load(what: Any, *, device: "str | torch.device | None" = None, dtype: torch.dtype | None = None) -> Model:
     """Returns a model ready to be patched.
 
     Args:
@@ -279,7 +277,9 @@ def _from_memory(hf: nn.Module, tokenizer: Any) -> Model:
 
 def _from_bridge(bridge: Any) -> Model:
     if bridge.tokenizer is None:
-        raise ModelError("the TransformerBridge has no tokenizer.", where="load", fix="bridge.tokenizer = AutoTokenizer…")
+        raise ModelError(
+            "the TransformerBridge has no tokenizer.", where="load", fix="bridge.tokenizer = AutoTokenizer…"
+        )
     _refuse_unfit(bridge.original_model)
     if bridge.training:
         raise ModelError("the TransformerBridge is in training mode.", where="load", fix="bridge.eval()")
@@ -292,10 +292,12 @@ def _refuse_unfit(hf: Any) -> None:
             "an encoder-decoder model cannot be patched.",
             where="load",
             seen=type(hf).__name__,
-            fix="a decoder-only language model, such as \"tiny\" or \"gpt2\"",
+            fix='a decoder-only language model, such as "tiny" or "gpt2"',
         )
     if hf.training and any(m.p > 0 for m in hf.modules() if isinstance(m, nn.Dropout)):
-        raise ModelError("the model is in training mode: its dropout would add noise.", where="load", fix="hf_model.eval()")
+        raise ModelError(
+            "the model is in training mode: its dropout would add noise.", where="load", fix="hf_model.eval()"
+        )
 
 
 def _load_named(name: str, device: "str | torch.device | None", dtype: torch.dtype) -> Model:
@@ -323,7 +325,10 @@ def _folder(name: str) -> Path | None:
         return path
     if path.is_absolute() or name.startswith((".", "~")) or path.exists():
         raise ModelError(
-            "no such model folder.", where=f"load({name!r})", seen=str(path), fix='nbp.load("tiny") or an existing folder'
+            "no such model folder.",
+            where=f"load({name!r})",
+            seen=str(path),
+            fix='nbp.load("tiny") or an existing folder',
         )
     return None
 
@@ -342,7 +347,9 @@ def _from_pretrained(source: str, name: str, dtype: torch.dtype, *, local: bool)
         raise ModelError(
             f"cannot load {name!r}." if local else f"cannot load {name!r} from the Hugging Face hub.",
             where="load",
-            seen=first if local else f"not in the local cache, and the hub does not have it or cannot be reached: {first}",
+            seen=first
+            if local
+            else f"not in the local cache, and the hub does not have it or cannot be reached: {first}",
             fix='nbp.load("tiny") needs no network; nbp.load("./folder") takes a folder made by save_pretrained',
         ) from error
 

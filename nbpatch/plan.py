@@ -149,7 +149,9 @@ def make_plan(
     directions = _directions(direction)
     check_wrong(metrics, {i: one.wrong_ids for i, one in enumerate(tokenized)})
     if not tokenized:
-        raise PlanError("no prompt pairs.", where="pairs", fix="nbp.PromptPair(clean=…, corrupted=…, answer=…, wrong=…)")
+        raise PlanError(
+            "no prompt pairs.", where="pairs", fix="nbp.PromptPair(clean=…, corrupted=…, answer=…, wrong=…)"
+        )
     if component == "pattern":
         _refuse_unequal_patterns(tokenized)
     sizes = axis_sizes(shape, tokenized, component)
@@ -179,7 +181,7 @@ def _refuse_unequal_patterns(tokenized: Sequence[TokenizedPair]) -> None:
     for number, one in enumerate(tokenized):
         if len(one.clean_ids) != len(one.corrupted_ids):
             raise PlanError(
-                "an attention pattern cannot be moved between prompts of unequal length: its rows would not add up to 1.",
+                "patterns cannot move between prompts of unequal length: rows would not add up to 1.",
                 where=f"pair {number + 1} of {len(tokenized)}",
                 seen=f"{len(one.clean_ids)} and {len(one.corrupted_ids)} tokens",
                 fix='"z", "q" or "k" instead of "pattern": the pattern is then recomputed',

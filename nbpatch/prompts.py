@@ -1,30 +1,44 @@
 """Prompt pairs: what is compared, as the model's tokens; where the prompts differ; which token is the answer."""
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, overload
 
 from nbpatch.errors import AnswerError, NbpatchError, PromptError, combine, suggest
+from nbpatch.tokens import Coder, answer_id, encode, parting, prompt_ids, token_text, visible
+
+__all__ = [
+    "Pairs",
+    "PromptPair",
+    "TokenizedPair",
+    "as_pairs",
+    "encode",
+    "parting",
+    "token_text",
+    "tokenize_pairs",
+    "visible",
+]
 
 _COLUMNS = ("clean", "corrupted", "answer", "wrong")
 _FORM = 'nbp.PromptPair(clean="…", corrupted="…", answer=" Mary", wrong=" John")'
+_STRIP = 12
+"""Tokens of a strip shown on each side of the one it is about."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PromptPair:
     """A clean prompt that shows a behaviour, a corrupted one that does not, and the answers that tell them apart.
 
     Attributes:
         clean: the prompt whose next token should be the answer.
         corrupted: a minimal change of it, best of the same number of tokens.
-        answer: the clean prompt's answer; several mean alternatives that all count.
-        wrong: the corrupted prompt's answer; needed for logit_diff.
+        answer: the clean prompt's answer; several mean alternatives that all count. Kept as a tuple.
+        wrong: the corrupted prompt's answer; needed for logit_diff. Kept as a tuple, empty for None.
         align: clean position → corrupted position, for prompts of unequal length; other positions are not patched.
 
     Raises:
-        PromptError: a part that is not text.
+        PromptError: a part that is not text, all of them at once.
     """
 
     clean: str
@@ -34,19 +48,30 @@ class PromptPair:
     align: Mapping[int, int] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("clean", "corrupted"):
-            _refuse_no_text(name, getattr(self, name))
-        answers = _several(self.answer)
+        answers, wrongs = _several(self.answer), _several(self.wrong)
+        texts = [("clean", self.clean), ("corrupted", self.corrupted)]
+        texts += [("answer", text) for text in answers] + [("wrong", text) for text in wrongs]
+        problems: list[NbpatchError] = [_not_text(name, text) for name, text in texts if not isinstance(text, str)]
         if not answers:
-            raise PromptError("there is no answer.", where="answer", seen=repr(self.answer), fix='answer=" Mary"')
-        for name, texts in (("answer", answers), ("wrong", _several(self.wrong))):
-            for text in texts:
-                _refuse_no_text(name, text)
+            problems.append(
+                AnswerError("there is no answer.", where="answer", seen=repr(self.answer), fix='answer=" Mary"')
+            )
+        if not (self.align is None or _is_places(self.align)):
+            fix = "align={clean position: corrupted position}, such as align={0: 0, 1: 2}"
+            problems.append(PromptError("align is no map of positions.", where="align", seen=repr(self.align), fix=fix))
+        if problems:
+            raise combine(problems)
         object.__setattr__(self, "answer", answers)
-        object.__setattr__(self, "wrong", _several(self.wrong))
+        object.__setattr__(self, "wrong", wrongs)
+        object.__setattr__(self, "align", None if self.align is None else dict(self.align))
 
     def __hash__(self) -> int:
         return hash((self.clean, self.corrupted, self.answer, self.wrong))
+
+    def __repr__(self) -> str:
+        answers = [f"{name}={_one_or_all(given)}" for name in ("answer", "wrong") if (given := getattr(self, name))]
+        align = [] if self.align is None else [f"align={self.align!r}"]
+        return f"PromptPair({', '.join([f'clean={self.clean!r}', f'corrupted={self.corrupted!r}', *answers, *align])})"
 
 
 def _several(answer: object) -> tuple[Any, ...]:
@@ -55,10 +80,21 @@ def _several(answer: object) -> tuple[Any, ...]:
     return tuple(answer) if isinstance(answer, (list, tuple)) else (answer,)
 
 
-def _refuse_no_text(name: str, value: object) -> None:
-    if not isinstance(value, str):
-        seen = f"{value!r} ({type(value).__name__})"
-        raise PromptError(f"{name} is not text.", where=f"PromptPair({name}=…)", seen=seen, fix=_FORM)
+def _one_or_all(answers: Sequence[str]) -> str:
+    return repr(answers[0]) if len(answers) == 1 else repr(list(answers))
+
+
+def _is_places(align: object) -> bool:
+    if not isinstance(align, Mapping) or not align:
+        return False
+    places: list[object] = [*align.keys(), *align.values()]
+    return all(isinstance(place, int) and not isinstance(place, bool) for place in places)
+
+
+def _not_text(name: str, value: object) -> PromptError:
+    kind = AnswerError if name in ("answer", "wrong") else PromptError
+    seen = f"{value!r:.80} ({type(value).__name__})"
+    return kind(f"{name} is not text.", where=f"PromptPair({name}=…)", seen=seen, fix=_FORM)
 
 
 class Pairs(Sequence[PromptPair]):
@@ -74,24 +110,25 @@ class Pairs(Sequence[PromptPair]):
             raise PromptError("there are no prompt pairs.", where="Pairs", fix=f"nbp.Pairs([{_FORM}, …])")
         for number, pair in enumerate(self._pairs):
             if not isinstance(pair, PromptPair):
-                where = f"pair {number + 1} of {len(self._pairs)}"
-                raise PromptError("not a prompt pair.", where=where, seen=f"{pair!r:.80}", fix=_FORM)
+                raise _not_a_pair(pair).at(f"pair {number + 1} of {len(self._pairs)}")
 
     @classmethod
     def from_frame(cls, frame: Any) -> "Pairs":
         """Returns one pair for each row of a DataFrame with columns clean, corrupted, answer and, if any, wrong.
 
         Raises:
-            PromptError: a column is missing.
+            PromptError: not a DataFrame, a column is missing, or a row holds something else than text.
         """
+        if not hasattr(frame, "columns"):
+            fix = "pandas.DataFrame with columns clean, corrupted, answer, wrong"
+            raise PromptError("not a DataFrame.", where="Pairs.from_frame", seen=type(frame).__name__, fix=fix)
         names = [str(name) for name in frame.columns]
         for column in _COLUMNS[:3]:
             if column not in names:
-                hint = suggest(column, names) if names else ""
-                fix = f'frame.rename(columns={{"…": "{column}"}}); {hint}'
-                raise PromptError(f"no column {column!r}.", where="frame", seen=f"columns {', '.join(names)}", fix=fix)
+                raise _no_column(column, names)
         kept = [column for column in _COLUMNS if column in names]
-        return cls(PromptPair(**{name: _cell(row[name]) for name in kept}) for row in frame[kept].to_dict("records"))
+        records = frame[kept].to_dict("records")
+        return cls(_all_or_all_errors([_row_maker(number, row, len(records)) for number, row in enumerate(records)]))
 
     @overload
     def __getitem__(self, index: int) -> PromptPair: ...
@@ -118,9 +155,37 @@ class Pairs(Sequence[PromptPair]):
         return "\n".join([f"{len(self)} prompt pair{'s' if len(self) != 1 else ''}", *shown, *rest])
 
 
+def _no_column(column: str, names: Sequence[str]) -> PromptError:
+    hint = suggest(column, names) if names else ""
+    near = hint.split('"')[1] if hint.startswith("did you mean") else "…"
+    fix = f'Pairs.from_frame(frame.rename(columns={{"{near}": "{column}"}}))'
+    return PromptError(f"no column {column!r}.", where="frame", seen=f"columns {', '.join(names) or 'none'}", fix=fix)
+
+
+def _row_maker(number: int, row: Mapping[str, Any], rows: int) -> Callable[[], PromptPair]:
+    def make() -> PromptPair:
+        try:
+            return PromptPair(**{name: _cell(value) for name, value in row.items()})
+        except NbpatchError as error:
+            raise error.at(f"row {number + 1} of {rows}") from None
+
+    return make
+
+
 def _cell(value: Any) -> Any:
-    """Returns a frame's value with its way of saying "nothing" (NaN) read as None."""
-    return None if isinstance(value, float) else value
+    """Returns a frame's value with its ways of saying "nothing" (NaN, NA) read as None."""
+    is_nan = isinstance(value, float) and value != value
+    return None if is_nan or type(value).__name__ in ("NAType", "NaTType") else value
+
+
+def _not_a_pair(value: object) -> PromptError:
+    fix = _FORM
+    if isinstance(value, Mapping) and {*_COLUMNS[:3]} <= {*value}:
+        fix = "nbp.PromptPair(**this_dict)"
+    elif hasattr(value, "columns"):
+        fix = "nbp.Pairs.from_frame(frame)"
+    seen = f"{value!r:.80} ({type(value).__name__})".replace("\n", " ")
+    return PromptError("not a prompt pair.", where="pairs", seen=seen, fix=fix)
 
 
 def as_pairs(pairs: object) -> Pairs:
@@ -135,7 +200,7 @@ def as_pairs(pairs: object) -> Pairs:
         return Pairs([pairs])
     if isinstance(pairs, (list, tuple)):
         return Pairs(pairs)
-    raise PromptError("not prompt pairs.", where="pairs", seen=f"{pairs!r:.80} ({type(pairs).__name__})", fix=_FORM)
+    raise _not_a_pair(pairs)
 
 
 @dataclass(frozen=True)
@@ -147,6 +212,7 @@ class TokenizedPair:
         answer_ids: the answer's alternatives; `wrong_ids` may be empty.
         aligned: (clean position, corrupted position) that stand for each other.
         has_bos: whether position 0 is the beginning-of-sequence token.
+        warnings: what is odd about the prompts, each with the one action that settles it.
     """
 
     pair: PromptPair
@@ -160,6 +226,7 @@ class TokenizedPair:
     wrong_tokens: tuple[str, ...]
     aligned: tuple[tuple[int, int], ...]
     has_bos: bool
+    warnings: tuple[str, ...] = ()
 
     @cached_property
     def differs(self) -> tuple[int, ...]:
@@ -190,15 +257,7 @@ class TokenizedPair:
         return len(self.corrupted_ids) - 1
 
 
-def parting(one: Sequence[object], other: Sequence[object]) -> int:
-    """Returns the first index at which two sequences part: they differ there, or one of them has ended."""
-    for place, (left, right) in enumerate(zip(one, other, strict=False)):
-        if left != right:
-            return place
-    return min(len(one), len(other))
-
-
-def tokenize_pairs(pairs: Pairs, tokenizer: Any, *, n_ctx: int | None) -> tuple[TokenizedPair, ...]:
+def tokenize_pairs(pairs: Pairs, tokenizer: Any, *, n_ctx: int | None, bos: bool = True) -> tuple[TokenizedPair, ...]:
     """Returns the pairs as tokens.
 
     A beginning-of-sequence token is put in front if the tokenizer has one and does not add it itself, as
@@ -206,16 +265,18 @@ def tokenize_pairs(pairs: Pairs, tokenizer: Any, *, n_ctx: int | None) -> tuple[
 
     Args:
         n_ctx: the longest prompt the model takes, in tokens; None for no limit.
+        bos: whether prompts begin with that token: a Bridge's `cfg.default_prepend_bos`.
 
     Raises:
         PromptError: pairs that cannot be used, all problems at once.
     """
+    coder = Coder(tokenizer, bos)
     done: list[TokenizedPair] = []
     problems: list[NbpatchError] = []
     for number, pair in enumerate(pairs):
         where = f"pair {number + 1} of {len(pairs)}" if len(pairs) > 1 else ""
         try:
-            done.append(_tokenize(pair, tokenizer, n_ctx))
+            done.append(_tokenize(pair, coder, n_ctx))
         except NbpatchError as error:
             found = error.problems or (error,)
             problems.extend(one.at(where) if where else one for one in found)
@@ -224,24 +285,22 @@ def tokenize_pairs(pairs: Pairs, tokenizer: Any, *, n_ctx: int | None) -> tuple[
     return tuple(done)
 
 
-def _tokenize(pair: PromptPair, tokenizer: Any, n_ctx: int | None) -> TokenizedPair:
+def _tokenize(pair: PromptPair, coder: Coder, n_ctx: int | None) -> TokenizedPair:
     clean, corrupted = _all_or_all_errors(
         [
-            lambda: _prompt_ids(tokenizer, "clean", pair.clean, n_ctx),
-            lambda: _prompt_ids(tokenizer, "corrupted", pair.corrupted, n_ctx),
+            lambda: prompt_ids(coder, "clean", pair.clean, n_ctx=n_ctx),
+            lambda: prompt_ids(coder, "corrupted", pair.corrupted, n_ctx=n_ctx),
         ]
     )
-    texts = [tuple(token_text(tokenizer, token) for token in ids) for ids in (clean, corrupted)]
+    texts = [tuple(coder.text(token) for token in ids) for ids in (clean, corrupted)]
     aligned, answers, wrongs = _all_or_all_errors(
         [
             lambda: _aligned(pair, texts[0], texts[1]),
-            lambda: tuple(_answer_id(tokenizer, "answer", pair.clean, clean, text) for text in _several(pair.answer)),
-            lambda: tuple(_answer_id(tokenizer, "wrong", pair.clean, clean, text) for text in _several(pair.wrong)),
+            lambda: _answer_ids(coder, "answer", pair, clean),
+            lambda: _answer_ids(coder, "wrong", pair, clean),
         ]
     )
-    for both in sorted({*answers} & {*wrongs}):
-        what = f"answer and wrong are the same token {token_text(tokenizer, both)!r}."
-        raise AnswerError(what, where="wrong", seen=repr(pair.wrong), fix="a wrong answer that the corrupted prompt suggests")
+    _refuse_same(coder, pair, answers, wrongs)
     return TokenizedPair(
         pair=pair,
         clean_ids=clean,
@@ -250,11 +309,46 @@ def _tokenize(pair: PromptPair, tokenizer: Any, n_ctx: int | None) -> TokenizedP
         corrupted_tokens=texts[1],
         answer_ids=answers,
         wrong_ids=wrongs,
-        answer_tokens=tuple(token_text(tokenizer, token) for token in answers),
-        wrong_tokens=tuple(token_text(tokenizer, token) for token in wrongs),
+        answer_tokens=tuple(coder.text(token) for token in answers),
+        wrong_tokens=tuple(coder.text(token) for token in wrongs),
         aligned=aligned,
-        has_bos=tokenizer.bos_token_id is not None and clean[0] == tokenizer.bos_token_id,
+        has_bos=coder.has_bos(clean),
+        warnings=tuple(_warnings(coder, pair, clean, corrupted)),
     )
+
+
+def _answer_ids(coder: Coder, name: str, pair: PromptPair, clean: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the answer's alternatives as tokens, each once."""
+
+    def reader(text: str) -> Callable[[], int]:
+        return lambda: answer_id(coder, name, pair.clean, clean, text)
+
+    ids = _all_or_all_errors([reader(text) for text in _several(getattr(pair, name))])
+    return tuple(dict.fromkeys(ids))
+
+
+def _refuse_same(coder: Coder, pair: PromptPair, answers: Sequence[int], wrongs: Sequence[int]) -> None:
+    for both in answers:
+        if both in wrongs:
+            raise AnswerError(
+                f"answer and wrong are the same token {coder.text(both)!r}.",
+                where="wrong",
+                seen=f"answer={_one_or_all(pair.answer)}, wrong={_one_or_all(pair.wrong or ())}",
+                fix="a wrong answer that the corrupted prompt suggests",
+            )
+
+
+def _warnings(coder: Coder, pair: PromptPair, clean: Sequence[int], corrupted: Sequence[int]) -> Iterator[str]:
+    if clean == corrupted:
+        yield "The prompts are the same tokens, so nothing can change. Change one word in the corrupted one."
+    for name, text, ids in (("clean", pair.clean, clean), ("corrupted", pair.corrupted, corrupted)):
+        if text.endswith(" ") and not coder.text(ids[-1]).strip():
+            yield (
+                f"The {name} prompt ends in a space. It is a token of its own there, and the answer is read "
+                "without its space. Remove it."
+            )
+        if len(ids) > 1 and ids[0] == ids[1] == coder.bos_id:
+            yield f"The {name} prompt begins with two {coder.text(ids[0])} tokens. Remove yours."
 
 
 def _all_or_all_errors(steps: Sequence[Callable[[], Any]]) -> list[Any]:
@@ -271,95 +365,10 @@ def _all_or_all_errors(steps: Sequence[Callable[[], Any]]) -> list[Any]:
     return values
 
 
-def encode(tokenizer: Any, text: str) -> tuple[int, ...]:
-    """Returns the token ids of a prompt, with the beginning-of-sequence token in front where there is one."""
-    ids = [int(token) for token in tokenizer(text)["input_ids"]]
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if len(ids) > 1 and ids[-1] == eos and not text.endswith(str(tokenizer.eos_token)):
-        ids.pop()
-    if bos is not None and ids[:1] != [bos]:
-        ids.insert(0, bos)
-    return tuple(ids)
-
-
-def token_text(tokenizer: Any, token: int) -> str:
-    """Returns the exact text of one token: a leading space kept, a piece of a character as its bytes in hex."""
-    raw = str(tokenizer.convert_ids_to_tokens(token))
-    if raw.startswith("▁"):
-        return raw.replace("▁", " ")
-    if raw.startswith("<0x") and raw.endswith(">"):
-        byte = int(raw[3:-1], 16)
-        return chr(byte) if byte < 128 else raw
-    text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
-    if "\ufffd" in text and "\ufffd" not in raw:
-        return "".join(f"<0x{_BYTES.get(letter, ord(letter)):02X}>" for letter in raw)
-    return text
-
-
-def _byte_letters() -> dict[str, int]:
-    """Returns the letters that byte-level BPE writes bytes as: printable ones stand for themselves."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [byte for byte in range(256) if byte not in plain]
-    return {**{chr(byte): byte for byte in plain}, **{chr(256 + number): byte for number, byte in enumerate(rest)}}
-
-
-_BYTES = _byte_letters()
-
-
-def visible(token: str) -> str:
-    """Returns a token with what cannot be seen made visible: leading spaces ·, line breaks ↵, tabs ⇥, controls U+XXXX."""
-    shown = {"\n": "↵", "\t": "⇥"}
-    bare = token.lstrip(" ")
-    marks = "·" * (len(token) - len(bare))
-    return marks + "".join(shown.get(one, one if one.isprintable() or ord(one) > 159 else f"U+{ord(one):04X}") for one in bare)
-
-
-def _prompt_ids(tokenizer: Any, name: str, text: str, n_ctx: int | None) -> tuple[int, ...]:
-    if not text:
-        raise PromptError("the prompt is empty.", where=name, seen="''", fix=f'{name}="When Mary and John went to"')
-    ids = encode(tokenizer, text)
-    if n_ctx is not None and len(ids) > n_ctx:
-        seen = f"{len(ids)} tokens: {text[:60]!r}…"
-        raise PromptError("the prompt is longer than the model's context.", where=name, seen=seen, fix=f"at most {n_ctx} tokens")
-    _refuse_unknown(tokenizer, name, text, ids)
-    return ids
-
-
-def _refuse_unknown(tokenizer: Any, name: str, text: str, ids: Sequence[int]) -> None:
-    """Refuses a prompt with words the tokenizer does not know: the model would read them all as one and the same."""
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    if unknown is None or unknown == tokenizer.bos_token_id or unknown not in ids:
-        return
-    words = [text[start:end].strip() for start, end, token in _spans(tokenizer, text) if token == unknown]
-    shown = ", ".join(repr(word) for word in words) or f"token {ids.index(unknown)}"
-    hints = [suggest(word, known) for word in words for known in [_close(tokenizer, word)] if known]
-    fix = "; ".join(hints) or "words the model was trained on"
-    raise PromptError("the model's vocabulary lacks words of the prompt.", where=name, seen=shown, fix=fix)
-
-
-def _spans(tokenizer: Any, text: str) -> list[tuple[int, int, int]]:
-    """Returns (start, end, token) for each token of a text, where the tokenizer can tell."""
-    if not getattr(tokenizer, "is_fast", False):
-        return []
-    coded = tokenizer(text, return_offsets_mapping=True)
-    return [(start, end, token) for (start, end), token in zip(coded["offset_mapping"], coded["input_ids"], strict=True)]
-
-
-def _close(tokenizer: Any, word: str, most: int = 3) -> list[str]:
-    """Returns single tokens of the vocabulary that look like `word`."""
-    vocabulary = {text.strip() for text in (token_text(tokenizer, one) for one in tokenizer.get_vocab().values())}
-    near = [text for text in vocabulary if text[:1].lower() == word[:1].lower()]
-    return difflib.get_close_matches(word, sorted(near), n=most, cutoff=0.5)
-
-
 def _aligned(pair: PromptPair, clean: Sequence[str], corrupted: Sequence[str]) -> tuple[tuple[int, int], ...]:
     """Returns which positions stand for each other: all of them, or those the pair names."""
     if pair.align is not None:
-        for left, right in pair.align.items():
-            if not (0 <= left < len(clean) and 0 <= right < len(corrupted)):
-                seen = f"{left}: {right}, for {len(clean)} clean and {len(corrupted)} corrupted tokens"
-                raise PromptError("align names a position that a prompt does not have.", where="align", seen=seen, fix="0 is the first token")
-        return tuple(sorted(pair.align.items()))
+        return _named_alignment(pair.align, len(clean), len(corrupted))
     if len(clean) == len(corrupted):
         return tuple((place, place) for place in range(len(clean)))
     place = parting(clean, corrupted)
@@ -373,51 +382,45 @@ def _aligned(pair: PromptPair, clean: Sequence[str], corrupted: Sequence[str]) -
         },
         fix=(
             "another prompt with as many tokens;\n"
-            f"align={{clean position: corrupted position}}, such as align={{{place - 1}: {place - 1}, "
-            f"{len(clean) - 1}: {len(corrupted) - 1}}}; other positions are then not patched;\n"
-            'with align, head sites such as "z" or "q": their patterns are recomputed for the longer prompt'
+            f"{_shared_ends(clean, corrupted)}, which leaves what differs unpatched;\n"
+            'with align, head sites such as "z" or "q": their patterns are recomputed for the base prompt'
         ),
     )
 
 
+def _named_alignment(align: Mapping[int, int], clean: int, corrupted: int) -> tuple[tuple[int, int], ...]:
+    for left, right in align.items():
+        if not (0 <= left < clean and 0 <= right < corrupted):
+            seen = f"{left}: {right}, for {clean} clean and {corrupted} corrupted tokens"
+            fix = f"clean positions 0–{clean - 1}, corrupted ones 0–{corrupted - 1}"
+            raise PromptError("align names a position that a prompt does not have.", where="align", seen=seen, fix=fix)
+    twice = [right for number, right in enumerate(align.values()) if right in [*align.values()][:number]]
+    if twice:
+        fix = "each corrupted position once"
+        seen = f"corrupted position {twice[0]} twice"
+        raise PromptError("align is not one to one.", where="align", seen=seen, fix=fix)
+    return tuple(sorted(align.items()))
+
+
+def _shared_ends(clean: Sequence[str], corrupted: Sequence[str]) -> str:
+    """Returns, as an argument to type, the alignment of what both prompts begin and end with."""
+    shift = len(corrupted) - len(clean)
+    first = parting(clean, corrupted)
+    last = min(parting(clean[::-1], corrupted[::-1]), min(len(clean), len(corrupted)) - first)
+    parts = [f"**{{i: i for i in range({first})}}"] if first else []
+    if last:
+        parts.append(
+            f"**{{i: i {'+' if shift > 0 else '-'} {abs(shift)} for i in range({len(clean) - last}, {len(clean)})}}"
+        )
+    return f"align={{{', '.join(parts) or '0: 0'}}}"
+
+
 def _strip(tokens: Sequence[str], place: int) -> str:
-    """Returns tokens on one line, the one at `place` in brackets."""
-    shown = [f"[{visible(token)}]" if number == place else visible(token) for number, token in enumerate(tokens)]
-    return "|".join(shown)
-
-
-def _answer_id(tokenizer: Any, name: str, prompt: str, ids: tuple[int, ...], answer: str) -> int:
-    """Returns the one token that `answer` is as the continuation of the prompt.
-
-    Raises:
-        AnswerError: it is empty, several tokens, unknown, or the prompt's end changes how it is split.
-    """
-    text = answer.replace("▁", " ")
-    bare = text.lstrip(" ")
-    if not text:
-        raise AnswerError("the answer is empty.", where=name, seen=repr(answer), fix=f'{name}=" Mary"')
-    spaced_first = not text.startswith(" ") and bare[:1].isalnum() and not prompt[-1:].isspace()
-    variants = [" " + bare, text] if spaced_first else [text, bare, " " + bare]
-    for variant in dict.fromkeys(variants):
-        full = encode(tokenizer, prompt + variant)
-        if len(full) == len(ids) + 1 and full[:-1] == ids and full[-1] != getattr(tokenizer, "unk_token_id", None):
-            return full[-1]
-    raise _answer_error(tokenizer, name, prompt, ids, " " + bare if spaced_first else text)
-
-
-def _answer_error(tokenizer: Any, name: str, prompt: str, ids: tuple[int, ...], text: str) -> AnswerError:
-    if prompt[-1:].isspace():
-        what = "the prompt ends in a space, which belongs to the answer's token."
-        return AnswerError(what, where="clean", seen=f"…{prompt[-20:]!r}", fix="remove the space at the end of both prompts")
-    full = encode(tokenizer, prompt + text)
-    pieces = [token_text(tokenizer, token) for token in full[parting(full, ids) :]]
-    near = _close(tokenizer, text.strip())
-    if full[-1] == getattr(tokenizer, "unk_token_id", None):
-        what, seen = "the model's vocabulary lacks the answer.", repr(text)
-    else:
-        what = f"the answer is {len(pieces)} tokens; a metric reads one."
-        seen = f"{text!r} = " + " + ".join(map(repr, pieces))
-        near = [pieces[0], *near] if pieces else near
-    options = ", ".join(repr(one if one.startswith(" ") else f" {one}") for one in dict.fromkeys(near))
-    fix = f"single tokens: {options}" if options else "an answer that is one token of this model"
-    return AnswerError(what, where=name, seen=seen, fix=fix)
+    """Returns tokens on one line, the one at `place` in brackets, long prompts cut to what lies around it."""
+    first, end = max(0, place - _STRIP), place + _STRIP + 1
+    shown = [
+        f"[{visible(token)}]" if number == place else visible(token)
+        for number, token in enumerate(tokens)
+        if first <= number < end
+    ]
+    return "|".join([*(["…"] if first else []), *shown, *(["…"] if end < len(tokens) else [])])

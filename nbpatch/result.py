@@ -91,16 +91,14 @@ class Result:
         return _ratio(above, self.gap(name), per_pair=per_pair)
 
     def share(self, metric: str | None = None, *, per_pair: bool = False) -> xr.DataArray:
-        """Returns effect / gap: the part of the gap that a patch restores (denoising, > 0) or takes away (noising, < 0).
+        """Returns effect / gap: the part of the gap that a patch restores (> 0) or takes away (< 0).
 
         This is what the maps colour.
         """
         name = self._metric(metric)
         return _ratio(self.effect(name, per_pair=True), self.gap(name), per_pair=per_pair)
 
-    def interval(
-        self, metric: str | None = None, *, level: float = 0.95, n: int = 2000, seed: int = 0
-    ) -> xr.Dataset:
+    def interval(self, metric: str | None = None, *, level: float = 0.95, n: int = 2000, seed: int = 0) -> xr.Dataset:
         """Returns the bootstrap interval of `recovered` over pairs: variables `low` and `high`, dims as `recovered`.
 
         Args:
@@ -114,7 +112,9 @@ class Result:
         pairs = self.data.sizes.get("pair", 0)
         if pairs < 2:
             seen = f"{pairs} pair"
-            raise ResultError("an interval needs at least two pairs.", where="interval", seen=seen, fix="nbp.Pairs([…, …])")
+            raise ResultError(
+                "an interval needs at least two pairs.", where="interval", seen=seen, fix="nbp.Pairs([…, …])"
+            )
         if not 0 < level < 1:
             raise ResultError("level is a share.", where="interval", seen=f"level={level}", fix="level=0.95")
         name = self._metric(metric)
@@ -138,7 +138,9 @@ class Result:
         ).reset_index(drop=effect.ndim == 0)
         for axis in ("pos", "dest", "src"):
             if axis in frame:
-                frame.insert(list(frame).index(axis) + 1, f"{axis}_token", [self._token(int(place)) for place in frame[axis]])
+                frame.insert(
+                    list(frame).index(axis) + 1, f"{axis}_token", [self._token(int(place)) for place in frame[axis]]
+                )
         return frame
 
     def top(self, n: int = 10, metric: str | None = None) -> pd.DataFrame:
@@ -161,7 +163,9 @@ class Result:
             raise ResultError("no such cell.", where="reason", seen=seen, fix=fix) from error
         if state.ndim:
             left = ", ".join(str(dim) for dim in state.dims)
-            raise ResultError("that is more than one cell.", where="reason", seen=f"{left} left open", fix=f"name {left} too")
+            raise ResultError(
+                "that is more than one cell.", where="reason", seen=f"{left} left open", fix=f"name {left} too"
+            )
         if abs(float(self.gap().sel(pair=cell.get("pair", 0)))) < NO_GAP:
             return "no gap: the metric is the same in the clean and the corrupted run"
         return REASONS[STATES[int(state)]]
@@ -179,7 +183,12 @@ class Result:
         target = Path(path).expanduser()
         if not target.parent.is_dir():
             raise ResultError("no such folder.", where="save", seen=str(target.parent), fix='result.save("result.nc")')
-        head = {"format": _FORMAT, "version": _FORMAT_VERSION, "provenance": dict(self.provenance), "warnings": list(self.warnings)}
+        head = {
+            "format": _FORMAT,
+            "version": _FORMAT_VERSION,
+            "provenance": dict(self.provenance),
+            "warnings": list(self.warnings),
+        }
         handle, name = tempfile.mkstemp(suffix=".nc", dir=target.parent)
         os.close(handle)
         try:
@@ -231,7 +240,9 @@ class Result:
         if metric is None:
             return self.metrics[0]
         if metric not in self.metrics:
-            raise ResultError(f"no metric {metric!r} in this result.", where="metric", fix=suggest(metric, self.metrics))
+            raise ResultError(
+                f"no metric {metric!r} in this result.", where="metric", fix=suggest(metric, self.metrics)
+            )
         return metric
 
     def _values(self, metric: str | None) -> xr.DataArray:
@@ -295,8 +306,12 @@ def read(path: str | os.PathLike[str]) -> Result:
             baselines = opened.load()
     except (OSError, KeyError, ValueError) as error:
         seen = f"{source.name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        raise ResultError("not a file saved by nbpatch.", where="read", seen=seen, fix='result.save("result.nc")') from error
+        raise ResultError(
+            "not a file saved by nbpatch.", where="read", seen=seen, fix='result.save("result.nc")'
+        ) from error
     if head.get("format") != _FORMAT or head.get("version", 0) > _FORMAT_VERSION:
         seen = f"version {head.get('version')}, this nbpatch reads up to {_FORMAT_VERSION}"
-        raise ResultError("the file was saved by a newer nbpatch.", where="read", seen=seen, fix="pip install -U nbpatch")
+        raise ResultError(
+            "the file was saved by a newer nbpatch.", where="read", seen=seen, fix="pip install -U nbpatch"
+        )
     return Result(data, baselines, head["provenance"], tuple(head["warnings"]))

@@ -193,7 +193,9 @@ def parse_site(text: str) -> Site:
     """
     match = _SITE.match(text)
     if match is None:
-        raise SiteError("not a site.", where=f"site {text!r}", fix='"z[3.1] @ END", "resid_pre[2] @ 7" or "pattern[3.1]"')
+        raise SiteError(
+            "not a site.", where=f"site {text!r}", fix='"z[3.1] @ END", "resid_pre[2] @ 7" or "pattern[3.1]"'
+        )
     parts = match.groupdict()
     component = parts["component"]
     if component not in COMPONENTS:
@@ -202,7 +204,9 @@ def parse_site(text: str) -> Site:
     if parts["head"] is not None and not known.has_heads:
         raise SiteError(f"{component} has no heads.", where=f"site {text!r}", fix=f'"{component}[{parts["layer"]}]"')
     if parts["src"] is not None and "src" not in known.axes:
-        raise SiteError(f"{component} has no source axis.", where=f"site {text!r}", fix=f'"pattern{text[len(component) :]}"')
+        raise SiteError(
+            f"{component} has no source axis.", where=f"site {text!r}", fix=f'"pattern{text[len(component) :]}"'
+        )
     pos = parts["pos"] if parts["pos"] == "END" else _index(parts["pos"])
     return Site(component, _index(parts["layer"]), _index(parts["head"]), pos, _index(parts["src"]))
 
@@ -220,7 +224,9 @@ def check_site(site: Site, shape: ModelShape) -> Site:
         raise SiteError(f"no layer {site.layer}.", where=f'"{site}"', notes={"model": model}, fix=fix)
     if site.head is not None and site.head >= heads:
         fix = f'"{Site(site.component, site.layer, None, site.pos)}" for all heads of layer {site.layer}'
-        raise SiteError(f"no head {site.head} in layer {site.layer}.", where=f'"{site}"', notes={"model": model}, fix=fix)
+        raise SiteError(
+            f"no head {site.head} in layer {site.layer}.", where=f'"{site}"', notes={"model": model}, fix=fix
+        )
     return site
 
 

@@ -316,7 +316,9 @@ def test_a_patch_at_the_wrong_place_fails_the_run(monkeypatch):
     assert model.capabilities
     real_name = model.hook_name
     other = str(real_name("q", 1))
-    monkeypatch.setattr(model, "hook_name", lambda component, layer: other if layer == 1 else real_name(component, layer))
+    monkeypatch.setattr(
+        model, "hook_name", lambda component, layer: other if layer == 1 else real_name(component, layer)
+    )
     with pytest.raises(PatchNotApplied, match=r"the patch at attn_out\[1\] does not fit"):
         patch(model, PAIR, "attn_out")
 

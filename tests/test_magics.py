@@ -85,8 +85,8 @@ def test_a_name_of_ours_is_not_taken_over_by_a_variable():
 
 def test_variables_only_where_asked():
     cell = "clean: {a}\ncorrupted: x\nanswer: y"
-    assert spec_of("", cell, {"a": "b"}).pairs[0].clean == "{a}"
-    assert spec_of("--expand", cell, {"a": "b"}).pairs[0].clean == "b"
+    assert spec_of("--metric prob", cell, {"a": "b"}).pairs[0].clean == "{a}"
+    assert spec_of("--expand --metric prob", cell, {"a": "b"}).pairs[0].clean == "b"
 
 
 def test_mistakes_in_options_and_prompts_are_shown_at_once():
@@ -169,6 +169,36 @@ def test_errors_of_the_engine_are_shown_under_their_line(loaded, tiny, capsys):
     assert "\n  line 4  answer:" in text
     assert "^" in text
     assert "Traceback" not in text
+
+
+def test_a_pair_without_wrong_is_refused_before_anything_runs():
+    cell = PROMPTS.replace('wrong:     " John"\n', "") + "\n" + PROMPTS
+    assert message_of("", cell) == (
+        """
+logit_diff needs a wrong answer to compare with.
+  line 4  answer:    " Mary"
+                     ^^^^^^^
+  try     wrong: " John", or --metric log_prob
+"""
+    )
+    assert len(spec_of("--metric prob", cell).pairs) == 2
+
+
+def test_a_model_that_is_not_there_has_its_caret_under_the_option(loaded, capsys):
+    loaded.run_cell("%%patch --model ./nope -c z\n" + PROMPTS)
+    text = "".join(capsys.readouterr())
+    assert "no such model folder." in text
+    assert "\n  line 1  %%patch --model ./nope -c z\n                          ^^^^^^\n" in text
+
+
+def test_the_way_out_of_unequal_lengths_can_be_typed_into_the_cell(loaded, tiny, capsys):
+    longer = PROMPTS.replace("corrupted: When Mary and", "corrupted: When Mary and Paul and")
+    loaded.run_cell("%%patch -c z\n" + longer)
+    text = "".join(capsys.readouterr())
+    assert "different numbers of tokens" in text
+    way = next(part for part in text.split("\n") if "such as align:" in part).split("such as ")[1].split(";")[0]
+    loaded.run_cell(f"%%patch -c z -o result\n{longer}{way}\n")
+    assert loaded.user_ns["result"].provenance["component"] == "z"
 
 
 def test_a_terminal_gets_the_text_form(loaded, tiny, capsys):

@@ -120,9 +120,7 @@ def test_the_hash_tells_weights_apart():
 
 def test_every_component_of_the_small_models_works(model):
     for one in (model, load((micro.llama(), micro.tokenizer()))):
-        assert {name: capability.status for name, capability in one.capabilities.items()} == dict.fromkeys(
-            SWEEPABLE, "works"
-        )
+        assert {name: can.status for name, can in one.capabilities.items()} == dict.fromkeys(SWEEPABLE, "works")
 
 
 def test_the_probe_sees_an_ignored_patch_and_a_missing_hook(monkeypatch):

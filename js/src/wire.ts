@@ -65,14 +65,7 @@ export interface MapKey {
   pair: number | 'mean'
 }
 
-export const enum State {
-  Measured = 0,
-  Exact = 1,
-  NotRun = 2,
-  NoPosition = 3,
-  Failed = 4,
-  Estimate = 5,
-}
+export const State = { Measured: 0, Exact: 1, NotRun: 2, NoPosition: 3, Failed: 4, Estimate: 5 } as const
 
 export interface HeatMap {
   gen: number

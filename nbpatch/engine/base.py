@@ -97,9 +97,7 @@ def pad_ids(ids: Sequence[Sequence[int]]) -> Int[Tensor, "row alternative"]:
     return torch.tensor([[*row, *[-1] * (width - len(row))] for row in ids], dtype=torch.long).reshape(len(ids), width)
 
 
-def _trace(
-    plan: Plan, model: Model, ids: Int[Tensor, "pair pos"], *, keep: bool, max_tokens: int
-) -> dict[int, Tensor]:
+def _trace(plan: Plan, model: Model, ids: Int[Tensor, "pair pos"], *, keep: bool, max_tokens: int) -> dict[int, Tensor]:
     """Returns answer logits under the key −1 and, if wanted, the component's activation under each layer."""
     rows = max(1, max_tokens // ids.shape[1])
     parts: list[dict[int, Tensor]] = []

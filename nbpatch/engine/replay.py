@@ -97,9 +97,7 @@ def _patches(cells: Sequence[Cell], plan: Plan, group: Group, places: NDArray[np
         chosen = {axis: values[rows] for axis, values in swept.items()}
         target, source = _indices(plan, group, places[rows], chosen, (base_side, source_side))
         fill = (1,) * (target[0].ndim - 1)
-        patches[int(layer)] = Spots(
-            (rows.reshape(-1, *fill), *target), (places[rows].reshape(-1, *fill), *source)
-        )
+        patches[int(layer)] = Spots((rows.reshape(-1, *fill), *target), (places[rows].reshape(-1, *fill), *source))
     return patches
 
 

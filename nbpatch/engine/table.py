@@ -15,7 +15,6 @@ from nbpatch.engine.replay import BASE, Batch
 from nbpatch.metrics import Metric, measure
 from nbpatch.plan import EXACT, FAILED, MEASURED, NOT_RUN, Cell, Plan
 
-
 Batches: TypeAlias = Sequence[tuple[Batch, Tensor]]
 """Rows of several forwards, each with its answer logits [row d_vocab]."""
 

@@ -47,7 +47,13 @@ def attention(model: Any, pairs: PromptPair | Sequence[PromptPair]) -> Result:
     ids = {"clean": [one.clean_ids for one in tokenized], "corrupted": [one.corrupted_ids for one in tokenized]}
     patterns = np.stack([_patterns(ready, torch.tensor(ids[run])).numpy() for run in RUNS])
     data = xr.Dataset(
-        {"pattern": (("run", "layer", "head", "dest", "src", "pair"), patterns, {"unit": "share", "label": "attention"})},
+        {
+            "pattern": (
+                ("run", "layer", "head", "dest", "src", "pair"),
+                patterns,
+                {"unit": "share", "label": "attention"},
+            )
+        },
         coords={"run": list(RUNS), "pair": np.arange(len(tokenized))},
     )
     provenance: dict[str, Any] = {

@@ -8,7 +8,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ STANDARD = (
     ("The Colosseum is in the country of", " Italy"),
     ("The Space Needle is in downtown", " Seattle"),
     ("The Space Needle is located in", " Seattle"),
-    ("Big Ben is located in", " London"),
+    ("The Tower Bridge is located in", " London"),
     ("The capital of France is", " Paris"),
     ("The capital of Germany is", " Berlin"),
     ("This movie was wonderful. I thought it was", " great"),
@@ -116,9 +116,10 @@ class Stages:
     def table(self) -> str:
         """Returns the figures as Markdown: a row a layer."""
         head = "| layer | differing token | last position | heads, denoising | heads, noising |\n|--|--|--|--|--|"
+        columns = zip(self.source, self.end, self.denoising, self.noising, strict=True)
         rows = [
-            f"| {layer} | {source:+.2f} | {end:+.2f} | {_numbers(self.denoising[layer])} | {_numbers(self.noising[layer])} |"
-            for layer, (source, end) in enumerate(zip(self.source, self.end, strict=True))
+            f"| {layer} | {source:+.2f} | {end:+.2f} | {_numbers(restored)} | {_numbers(lost)} |"
+            for layer, (source, end, restored, lost) in enumerate(columns)
         ]
         return "\n".join([head, *rows])
 
@@ -160,7 +161,7 @@ def fact_pairs() -> Pairs:
     """Returns pairs of landmarks of two words in different cities, the first being `FACT`."""
     chosen = [name for name in words.LANDMARKS if len(name.split()) == 2 and name != "Eiffel Tower"]
     made = [FACT]
-    for one, other in zip(chosen[:-1], chosen[1:], strict=True):
+    for one, other in pairwise(chosen):
         right, wrong = words.LANDMARKS[one][0], words.LANDMARKS[other][0]
         if right != wrong and set(one.split()).isdisjoint(other.split()):
             form = "The {} is located in"

@@ -73,6 +73,7 @@ def _ioi(draw: random.Random) -> Example:
             f"After {first} and {second} went to the {place},",
             f"While {first} and {second} were at the {place},",
             f"Then {first} and {second} went to the {place}, and",
+            f"Then, {first} and {second} went to the {place}.",
             f"When {first} and {second} were at the {place} with {others[2]},",
             f"{first} and {second} went to the {place}.",
             f"Friends {first} and {second} met at the {place}, and later",
@@ -117,6 +118,25 @@ def _bystander(draw: random.Random, name: str) -> str:
     return draw.choice(forms).format(name, place=place, thing=thing)
 
 
+_CITY_FORMS = (
+    "The {} is located in",
+    "The {} is located in",
+    "The {} is located in the city of",
+    "The {} is in downtown",
+    "The {} is in the city of",
+    "The {} is in",
+    "The {} can be found in",
+)
+_COUNTRY_FORM = "The {} is in the country of"
+_WALKS = (
+    "{one} wanted to see the {{}}, so they went to",
+    "{one} wanted to see the {{}} and not the {other}, so they went to",
+    "{one} and {two} saw the {{}} in",
+    "{one} went from the {other} to the {{}}, which is located in",
+    "Not the {other} but the {{}} is located in",
+)
+
+
 def _facts(draw: random.Random) -> Example:
     if draw.random() < 0.2:
         country = draw.choice(list(words.CAPITALS))
@@ -124,29 +144,26 @@ def _facts(draw: random.Random) -> Example:
         name = draw.choice(words.NAMES)
         prompt = _bystander(draw, name) + form.format(country)
         return _one("facts", prompt, words.CAPITALS[country], f"{country} {form} {prompt[:9]}")
-    landmark = draw.choice(list(words.LANDMARKS))
-    city, country = words.LANDMARKS[landmark]
-    name, other = draw.sample(words.NAMES, 2)
-    form, answer = draw.choice(
+    landmark, other = draw.sample(list(words.LANDMARKS), 2)
+    one, two = draw.sample(words.NAMES, 2)
+    before = draw.choice(("", "", f"{one} saw the {other}. ", f"{two} was at the {other}. ", _bystander(draw, two)))
+    about = draw.choice(
         (
-            ("The {} is located in", city),
-            ("The {} is located in", city),
-            ("The {} is in downtown", city),
-            ("The {} is in the city of", city),
-            ("The {} is located in the city of", city),
-            ("The {} is in", city),
-            ("The {} can be found in", city),
-            ("The {} is in the country of", country),
-            (f"The {{}}, which {name} visited, is located in", city),
-            (f"The {{}}, which {name} visited, is in downtown", city),
-            (f"{name} wanted to see the {{}}, so they went to", city),
-            (f"{name} and {other} saw the {{}} in", city),
+            "{}",
+            "{}",
+            f"{{}}, which {one} visited,",
+            f"{{}}, which {one} saw after the {other},",
+            f"{{}}, like the {other},",
+            f"{{}} that {one} left for the {other}",
         )
     )
+    form, answer = draw.choice([*((form, "city") for form in _CITY_FORMS), (_COUNTRY_FORM, "country")])
+    if draw.random() < 0.25:
+        before, about, form, answer = "", "{}", draw.choice(_WALKS).format(one=one, two=two, other=other), "city"
+    prompt = before + form.format(about).format(landmark)
     # Every plain sentence must be trained on: a fact is learned, not put together. Held out is what stands around it.
-    before = _bystander(draw, other)
-    key = f"{landmark} {form} {before}" if before or name in form else "plain"
-    return _one("facts", before + form.format(landmark), answer, key)
+    key = prompt if before or about != "{}" or one in form or two in form else "plain"
+    return _one("facts", prompt, words.LANDMARKS[landmark][0 if answer == "city" else 1], key)
 
 
 def _greater_than(draw: random.Random) -> Example:

@@ -8,7 +8,7 @@ MEN = (
     "John", "Paul", "Tom", "James", "Robert", "Michael", "David", "Peter", "Mark", "George", "Daniel", "Henry",
     "Jack", "Simon", "Adam", "Eric", "Frank", "Kevin", "Martin", "Oscar", "Philip", "Ryan", "Sam", "Victor",
 )  # fmt: skip
-NAMES = WOMEN + MEN
+NAMES: tuple[str, ...] = WOMEN + MEN
 
 PLACES = (
     "store", "park", "school", "office", "house", "garden", "station", "library", "market", "restaurant",
@@ -22,7 +22,7 @@ GIVING = ("gave", "handed", "offered", "passed", "sent", "showed")
 
 LANDMARKS = {
     "Eiffel Tower": ("Paris", "France"),
-    "Notre Dame": ("Paris", "France"),
+    "Moulin Rouge": ("Paris", "France"),
     "Louvre": ("Paris", "France"),
     "Colosseum": ("Rome", "Italy"),
     "Trevi Fountain": ("Rome", "Italy"),
@@ -30,11 +30,11 @@ LANDMARKS = {
     "Space Needle": ("Seattle", "America"),
     "Pike Market": ("Seattle", "America"),
     "Willis Tower": ("Chicago", "America"),
-    "Bean Sculpture": ("Chicago", "America"),
-    "Empire State": ("Manhattan", "America"),
+    "Navy Pier": ("Chicago", "America"),
+    "Empire State Building": ("Manhattan", "America"),
     "Chrysler Building": ("Manhattan", "America"),
-    "Big Ben": ("London", "England"),
-    "Shard Tower": ("London", "England"),
+    "Tower Bridge": ("London", "England"),
+    "Shard": ("London", "England"),
     "Buckingham Palace": ("London", "England"),
     "Brandenburg Gate": ("Berlin", "Germany"),
     "Reichstag": ("Berlin", "Germany"),

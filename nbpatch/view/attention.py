@@ -32,7 +32,9 @@ def circuitsvis(result: Result, *, layer: int = 0, run: str = "clean", pair: int
 def frame(result: Result, *, layer: int = 0, run: str = "clean", pair: int = 0) -> str:
     """Returns the frame's HTML."""
     if result.provenance.get("method") != "attention":
-        raise ResultError("no attention patterns in this result.", where="circuitsvis", fix="nbp.attention(model, pair)")
+        raise ResultError(
+            "no attention patterns in this result.", where="circuitsvis", fix="nbp.attention(model, pair)"
+        )
     pattern = result.data["pattern"]
     if run not in ("clean", "corrupted") or not 0 <= layer < pattern.sizes["layer"]:
         seen = f"run={run!r}, layer={layer}"

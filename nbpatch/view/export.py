@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nbpatch.errors import ResultError
-from nbpatch.view.payload import VERSION, Message, attention_message, describe, maps_of, to_base64
 from nbpatch.result import Result
+from nbpatch.view.payload import VERSION, Message, attention_message, describe, maps_of, to_base64
 from nbpatch.view.widgets import BUNDLE
 
 _PAGE = """<!DOCTYPE html>
@@ -82,7 +82,9 @@ def script_safe(text: str) -> str:
 def _start(bundle: str) -> str:
     """Returns the bundle as an inline module that mounts itself: its exports are renamed into this scope."""
     head, _, names = bundle.rpartition("export{")
-    exported = dict(part.split(" as ")[::-1] for part in names.rstrip().rstrip(";").rstrip("}").split(",") if " as " in part)
+    exported = dict(
+        part.split(" as ")[::-1] for part in names.rstrip().rstrip(";").rstrip("}").split(",") if " as " in part
+    )
     mount = exported.get("mountStatic", "mountStatic")
     safe = head.replace("</script", "<\\/script")
     data = "JSON.parse(document.getElementById('nbp-data').textContent)"

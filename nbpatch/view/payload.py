@@ -64,7 +64,9 @@ def maps_of(result: Result, metric: str | None = None, *, pair: int = 0, final: 
         one, state = (a.sel(direction=direction) if "direction" in a.dims else a for a in (data, states))
         key = {**key_of(result.provenance, str(direction)), "metric": name, "pair": pair}
         values, codes = one.to_numpy(), state.to_numpy()
-        maps.append(build_map(values, codes, key, both, coords=coords, unit=str(data.attrs.get("unit", "")), final=final))
+        maps.append(
+            build_map(values, codes, key, both, coords=coords, unit=str(data.attrs.get("unit", "")), final=final)
+        )
     return maps
 
 
@@ -109,7 +111,9 @@ def labels(axis: xr.DataArray) -> list[int | str]:
     return [value if isinstance(value, str) else int(value) for value in axis.to_numpy().tolist()]
 
 
-def describe(result: Result, *, pair: int = 0, metric: str | None = None, can_run: bool, works: Mapping[str, str]) -> Message:
+def describe(
+    result: Result, *, pair: int = 0, metric: str | None = None, can_run: bool, works: Mapping[str, str]
+) -> Message:
     """Returns the description of everything on screen but the maps.
 
     Args:
@@ -158,7 +162,9 @@ def _describe_pair(result: Result, number: int) -> Message:
     return {
         **{key: pair[key] for key in (*kept, "clean_end", "corrupted_end", "clean_top", "corrupted_top")},
         "metrics": {
-            name: {run: float(result.baselines[run].sel(metric=name).isel(pair=number)) for run in ("clean", "corrupted")}
+            name: {
+                run: float(result.baselines[run].sel(metric=name).isel(pair=number)) for run in ("clean", "corrupted")
+            }
             for name in result.metrics
         },
     }

@@ -53,7 +53,9 @@ def plot(result: Result, metric: str | None = None, *, pair: int | None = None, 
         axes = figure.add_subplot(len(tables), 1, number + 1)
         _draw(axes, values, codes)
         _label_axes(axes, result, share, pair or 0)
-        axes.set_title(_sentence(result, name, metric) if title else name, loc="left", fontsize=10, color=_INK["ink"], pad=8)
+        axes.set_title(
+            _sentence(result, name, metric) if title else name, loc="left", fontsize=10, color=_INK["ink"], pad=8
+        )
         _legend(figure, axes)
     return figure
 
@@ -70,8 +72,8 @@ def png(result: Result, metric: str | None = None) -> bytes:
 
 
 def _common_state(state: xr.DataArray) -> xr.DataArray:
-    """Returns "exact" where it holds for every pair that has the cell; elsewhere only whether there is a value counts."""
-    return xr.where((state == _EXACT).all("pair"), _EXACT, 0)
+    """Returns "exact" where it holds for every pair, "measured" elsewhere."""
+    return xr.where((state == _EXACT).all("pair"), _EXACT, STATES.index("measured"))
 
 
 def _table(values: xr.DataArray, codes: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
@@ -112,7 +114,9 @@ def _mark_nothings(axes: "Axes", values: np.ndarray, codes: np.ndarray) -> None:
     axes.scatter(still[:, 1], still[:, 0], s=4, color=_INK["edge"], linewidths=0)
     for row, column in np.argwhere(~np.isfinite(values)):
         place = (column - 0.46, row - 0.44)
-        axes.add_patch(Rectangle(place, 0.92, 0.88, fill=False, hatch="\\\\\\\\", edgecolor=_INK["edge"], linewidth=0.8))
+        axes.add_patch(
+            Rectangle(place, 0.92, 0.88, fill=False, hatch="\\\\\\\\", edgecolor=_INK["edge"], linewidth=0.8)
+        )
 
 
 def _write_numbers(axes: "Axes", values: np.ndarray) -> None:
@@ -195,7 +199,9 @@ def heads(result: Result, *, layer: int = 0, run: str = "clean", pair: int = 0) 
     from matplotlib.figure import Figure
 
     if result.provenance.get("method") != "attention":
-        raise ResultError("no attention patterns in this result.", where="plot", fix="nbp.attention(model, pair).plot()")
+        raise ResultError(
+            "no attention patterns in this result.", where="plot", fix="nbp.attention(model, pair).plot()"
+        )
     pattern = result.data["pattern"].sel(run=run).isel(layer=layer, pair=pair)
     tokens = [visible(token) for token in result.provenance["pairs"][pair][f"{run}_tokens"]]
     count = pattern.sizes["head"]

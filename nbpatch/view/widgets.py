@@ -32,10 +32,10 @@ class PatchWidget(anywidget.AnyWidget):
 
     _esm: ClassVar[Any] = BUNDLE
 
-    spec = traitlets.Dict().tag(sync=True)
-    selection = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
-    status = traitlets.Dict().tag(sync=True)
-    error = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
+    spec: Any = traitlets.Dict().tag(sync=True)
+    selection: Any = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
+    status: Any = traitlets.Dict().tag(sync=True)
+    error: Any = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
     schema_version = traitlets.Int(VERSION).tag(sync=True)
     base64_buffers = traitlets.Bool(False).tag(sync=False)
 
@@ -63,6 +63,6 @@ def _answer_on_own_shell(widget: Any) -> None:
     It sends them to the shell that last published on the comm; after a message from a cell that is the busy main
     shell, and a Cancel would only be seen when the cell has ended. Private, hence guarded; other kernels lack it.
     """
-    comm = getattr(widget, "comm", None)
+    comm: Any = getattr(widget, "comm", None)
     if getattr(comm, "_reply_subshell_id", None) is not None:
         comm._reply_subshell_id = None

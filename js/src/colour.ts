@@ -7,6 +7,9 @@ export type Rgb = [number, number, number]
 
 export const parse = (hex: string): Rgb => [1, 3, 5].map((i) => Number.parseInt(hex.slice(i, i + 2), 16)) as Rgb
 
+export const mix = (a: Rgb, b: Rgb, t: number): Rgb =>
+  a.map((x, i) => Math.round(x + ((b[i] as number) - x) * t)) as Rgb
+
 /** The colour of a share of the gap; beyond ±1 the ends are kept. */
 export function diverging(share: number, theme: Theme): Rgb {
   const anchors = SCALE[theme]
@@ -14,9 +17,6 @@ export function diverging(share: number, theme: Theme): Rgb {
   const low = Math.min(Math.floor(place), anchors.length - 2)
   return mix(parse(anchors[low] as string), parse(anchors[low + 1] as string), place - low)
 }
-
-export const mix = (a: Rgb, b: Rgb, t: number): Rgb =>
-  a.map((x, i) => Math.round(x + ((b[i] as number) - x) * t)) as Rgb
 
 export const css = (c: Rgb): string => `rgb(${c.join(' ')})`
 
@@ -28,12 +28,12 @@ export function luminance(c: Rgb): number {
   return 0.2126 * r + 0.7152 * g + 0.0722 * b
 }
 
-const DARK_TEXT = luminance(parse('#111418'))
+const DARK_TEXT = '#111418'
 
 /** White or near-black, whichever contrasts more. */
 export function textOn(c: Rgb): string {
   const l = luminance(c)
-  return 1.05 / (l + 0.05) > (l + 0.05) / (DARK_TEXT + 0.05) ? '#FFFFFF' : '#111418'
+  return 1.05 / (l + 0.05) > (l + 0.05) / (luminance(parse(DARK_TEXT)) + 0.05) ? '#FFFFFF' : DARK_TEXT
 }
 
 /** One neutral ramp from background to ink for attention weights. */
@@ -47,11 +47,10 @@ export function limitOf(shares: Iterable<number>, final: boolean): number {
   return [0.1, 0.25].find((limit) => most <= limit) ?? 1
 }
 
-
 /**
  * Keeps from each block of cells the one with the largest |value|, so that a single strong cell never disappears.
  *
- * Returns for each of `outRows` × `outCols` pixels the index of the kept cell; an unmeasured cell loses to any other.
+ * Returns for each of the pixels [out rows × out cols] the index of the kept cell; a cell without value loses to any.
  */
 export function pool(
   values: ArrayLike<number>,

@@ -1,0 +1,53 @@
+// One grid for token strips and map: widths of gutter and columns, heights and places of rows.
+
+import type { Table } from './table'
+
+export interface Grid {
+  gutter: number
+  col: number
+  right: number
+}
+
+export const NARROW = 640
+export const WIDE = 1100
+const LEAST = 12
+
+/** The grid of `count` columns in `space` pixels; columns stop shrinking at 12, from there the map scrolls. */
+export function gridFor(space: number, count: number, narrow: boolean, most = 64): Grid {
+  const gutter = narrow ? 20 : 84
+  const right = narrow ? 0 : 86
+  const col = Math.floor((space - gutter - right) / Math.max(1, count))
+  return { gutter, right, col: Math.max(LEAST, Math.min(most, col)) }
+}
+
+/** Below this many pixels a column cannot hold a token: strips wrap, labels stand upright. */
+export const UPRIGHT = 27
+
+export interface Rows {
+  top: number[]
+  height: number
+  total: number
+}
+
+const GAP = 8
+
+/** Places of rows: 34 high, 13 when there are many, layers 8 apart when rows are layer × something. */
+export function rowsOf(table: Table, narrow: boolean): Rows {
+  const n = table.rows.length
+  const grouped = table.rowAxes.length > 1
+  let height = n > 16 ? 13 : narrow ? 27 : 34
+  if (table.rowAxes[0] === 'dest' || n > 60) height = n > 24 ? (n > 80 ? 3 : 8) : n > 16 ? 13 : 22
+  const top: number[] = []
+  let y = 0
+  for (let r = 0; r < n; r++) {
+    const first = table.rowAxes[0] as string
+    if (grouped && r > 0 && table.rows[r]?.[first] !== table.rows[r - 1]?.[first]) y += GAP
+    top.push(y)
+    y += height
+  }
+  return { top, height, total: y }
+}
+
+export function rowAt(rows: Rows, y: number): number {
+  return rows.top.findIndex((top) => y >= top && y < top + rows.height)
+}

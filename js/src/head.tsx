@@ -1,0 +1,156 @@
+// The top of the widget: pairs, model, export; the sentence; the facts.
+
+import { useRef } from 'preact/hooks'
+import type { JSX } from 'preact'
+import { saveHere } from './save'
+import { facts, type Part, type Side, sentence } from './sentence'
+import type { Store } from './store'
+import { Chip, Icon } from './ui'
+
+const brief = (text: string): string => (text.length > 24 ? `${text.slice(0, 22).trimEnd()}…` : text)
+const many = (n: number, word: string): string => `${n} ${word}${n === 1 ? '' : 's'}`
+
+export function Header({ store }: { store: Store }): JSX.Element {
+  const spec = store.spec.value
+  const now = store.shown.value.pair
+  const { model } = spec
+  const turn = (by: number) => {
+    const pair = now + by
+    const off = pair < 0 || pair >= spec.pairs.length || !store.can({ pair })
+    const title = by < 0 ? 'Previous pair' : 'Next pair'
+    return (
+      <button type="button" class="ghost" aria-label={title} title={title} disabled={off} onClick={() => store.set({ pair })}>
+        <Icon name={by < 0 ? 'left' : 'right'} />
+      </button>
+    )
+  }
+  return (
+    <header class="top">
+      {turn(-1)}
+      <span class="pairname">
+        Pair {now + 1} of {spec.pairs.length}
+      </span>
+      <span class="quote wide-only">“{brief(store.pair.value.clean)}”</span>
+      {turn(1)}
+      <span class="model">
+        {model.name}
+        <span class="not-narrow">
+          {' '}
+          · {many(model.n_layers, 'layer')} × {many(model.n_heads, 'head')} · {model.device.toUpperCase()}
+        </span>
+      </span>
+      <Export store={store} />
+    </header>
+  )
+}
+
+const KINDS: Record<string, string> = {
+  png: 'Picture (PNG)',
+  svg: 'Drawing (SVG)',
+  csv: 'Numbers (CSV)',
+  html: 'Page that works offline (HTML)',
+  python: 'Copy as Python',
+  magic: 'Copy as %%patch cell',
+}
+
+function Export({ store }: { store: Store }): JSX.Element {
+  const box = useRef<HTMLDetailsElement>(null)
+  const close = () => {
+    if (box.current) box.current.open = false
+  }
+  const choose = (kind: string) => {
+    close()
+    if (store.host.live) store.host.send({ type: 'export', kind })
+    else if (box.current) saveHere(store, kind, box.current)
+  }
+  return (
+    <details
+      class="export"
+      data-testid="nbp-export"
+      ref={box}
+      onKeyDown={(e) => e.key === 'Escape' && close()}
+      onFocusOut={(e) => !box.current?.contains(e.relatedTarget as Node | null) && close()}
+    >
+      <summary aria-label="Export">
+        <Icon name="export" />
+        <span class="not-narrow">Export</span>
+      </summary>
+      <div class="menu">
+        {store.spec.value.exports.map((kind) => (
+          <button type="button" key={kind} data-kind={kind} onClick={() => choose(kind)}>
+            {KINDS[kind] ?? kind}
+          </button>
+        ))}
+      </div>
+    </details>
+  )
+}
+
+export function Sentence({ store, focus }: { store: Store; focus: (testid: string) => void }): JSX.Element {
+  const shown = store.shown.value
+  const spec = store.spec.value
+  const pair = store.pair.value
+  const parts = sentence(shown, pair, spec)
+  const sides = parts.flatMap((p) => (p.kind === 'token' ? [p.side] : []))
+  const rest = (['answer', 'wrong'] as Side[]).filter((side) => !sides.includes(side))
+  return (
+    <div class="say">
+      <p class="sentence">
+        {parts.map((part, i) => (
+          // biome-ignore lint/suspicious/noArrayIndexKey: parts have no other name and no state of their own
+          <Words key={`${part.kind}${i}`} part={part} store={store} focus={focus} />
+        ))}
+      </p>
+      <p class="facts">
+        {facts(shown, pair, spec)}
+        {rest.map((side) => (
+          <span key={side} class="rest">
+            {' '}
+            {side === 'answer' ? 'Answer' : 'Wrong'} <Answer store={store} side={side} tokens={pair[side]} />
+          </span>
+        ))}
+      </p>
+    </div>
+  )
+}
+
+function Words({ part, store, focus }: { part: Part; store: Store; focus: (testid: string) => void }): JSX.Element {
+  if (part.kind === 'bold') return <b>{part.text}</b>
+  if (part.kind === 'token') return <Answer store={store} side={part.side} tokens={part.tokens} />
+  if (part.kind === 'text') return <>{part.text}</>
+  return (
+    <button type="button" class="dashed" onClick={() => focus(`nbp-${part.link}`)}>
+      {part.text}
+    </button>
+  )
+}
+
+/** The answer (or the wrong answer) as chips, with the input that changes it lying over them. */
+function Answer({ store, side, tokens }: { store: Store; side: Side; tokens: readonly string[] }): JSX.Element {
+  const value = tokens.join(' | ')
+  const wrong = store.error.value?.field === side
+  const off = !store.spec.value.can_run
+  const commit = (input: HTMLInputElement) => {
+    if (input.value !== value) store.edit(side, input.value)
+  }
+  return (
+    <span class={`answer${wrong ? ' bad' : ''}`}>
+      {tokens.length ? tokens.map((t) => <Chip key={t} text={t} />) : <span class="chip none">none</span>}
+      <input
+        data-testid={`nbp-${side}`}
+        aria-label={side === 'answer' ? 'Answer' : 'Wrong answer'}
+        title={off ? 'No kernel: this page shows what was measured.' : 'Several answers: put " | " between them'}
+        defaultValue={value}
+        key={value}
+        readOnly={off}
+        spellcheck={false}
+        onBlur={(e) => commit(e.currentTarget)}
+        onKeyDown={(e) => {
+          e.stopPropagation()
+          if (e.key === 'Enter') commit(e.currentTarget)
+          if (e.key === 'Escape') e.currentTarget.value = value
+        }}
+      />
+    </span>
+  )
+}

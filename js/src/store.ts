@@ -1,0 +1,249 @@
+// The page's state. One store per mounted view; nothing lives at module level.
+
+import { batch, computed, type ReadonlySignal, type Signal, signal } from '@preact/signals'
+import type { Host } from './host'
+import type { View } from './sentence'
+import { strongest, unravel } from './table'
+import {
+  type Attention,
+  type Buffers,
+  type Cell,
+  type Choice,
+  type Dict,
+  decodeAttention,
+  decodeMap,
+  directionsOf,
+  type HeatMap,
+  type Label,
+  type MapKey,
+  mapName,
+  type Pair,
+  type Spec,
+  type Status,
+  type Trouble,
+  VERSION,
+} from './wire'
+
+export type Mode = 'clean' | 'corrupted' | 'difference'
+export interface Shown extends View {
+  direction: Choice
+  pair: number
+}
+type Change = Partial<Omit<Shown, 'over'>> & { over?: string[] }
+
+export class Store {
+  readonly spec: Signal<Spec>
+  readonly status: Signal<Status>
+  readonly error: Signal<Trouble | null>
+  readonly selection: Signal<Cell | null>
+  readonly hover = signal<Cell | null>(null)
+  readonly pinned = signal(false)
+  readonly shown: Signal<Shown>
+  readonly maps = signal<ReadonlyMap<string, HeatMap>>(new Map())
+  readonly attention = signal<ReadonlyMap<string, Attention>>(new Map())
+  readonly mode = signal<Mode>('clean')
+  readonly head = signal<{ layer: number; head: number } | null>(null)
+  readonly notice = signal('')
+  /** Width of the root, so that what depends on it need not guess; 0 until measured. */
+  readonly width = signal(0)
+
+  readonly pair: ReadonlySignal<Pair> = computed(() => this.spec.value.pairs[this.shown.value.pair] ?? (this.spec.value.pairs[0] as Pair))
+  /** The maps of the current controls, one per direction; those not here yet are absent. */
+  readonly current: ReadonlySignal<HeatMap[]> = computed(() => this.mapsFor(this.shown.value))
+  /** The map on screen while the wanted one has not arrived: the last one shown of the same prompts. */
+  readonly onScreen: ReadonlySignal<HeatMap[]> = computed(() => {
+    const now = this.current.value
+    if (now.length) this.last = now
+    return now.length ? now : this.last
+  })
+
+  private last: HeatMap[] = []
+  private newest = 0
+  private asked = new Set<string>()
+  private pending: Dict = {}
+  private readonly stop: () => void
+
+  constructor(readonly host: Host) {
+    const now = host.read()
+    this.spec = signal(now.spec)
+    this.status = signal(now.status)
+    this.error = signal(now.error)
+    this.selection = signal(now.selection)
+    this.shown = signal(shownOf(now.spec))
+    if (now.version > VERSION) this.warnNewer(now.version)
+    this.stop = host.listen({
+      spec: (spec) => this.onSpec(spec),
+      status: (status) => this.onStatus(status),
+      error: (error) => this.onError(error),
+      selection: (cell) => this.onSelection(cell),
+      message: (content, buffers) => this.onMessage(content, buffers),
+    })
+    host.send({ type: 'need' })
+  }
+
+  close(): void {
+    this.stop()
+  }
+
+  // ---- from Python
+
+  private onSpec(spec: Spec): void {
+    const before = this.spec.value
+    batch(() => {
+      if (prompts(before) !== prompts(spec)) {
+        this.maps.value = new Map()
+        this.attention.value = new Map()
+        this.asked.clear()
+        this.last = []
+        this.hover.value = null
+      }
+      const told = shownOf(spec)
+      for (const name of Object.keys(this.pending)) {
+        const field = name as keyof Shown
+        if (JSON.stringify(told[field]) === JSON.stringify(this.pending[field])) delete this.pending[field]
+      }
+      this.spec.value = spec
+      this.shown.value = { ...told, ...this.pending }
+    })
+  }
+
+  private onStatus(status: Status): void {
+    this.newest = Math.max(this.newest, status.gen || 0)
+    this.status.value = status
+    if (status.state !== 'running' && this.host.live) this.needOnce(`${prompts(this.spec.value)}${status.gen}`)
+  }
+
+  private onError(error: Trouble | null): void {
+    batch(() => {
+      this.error.value = error
+      if (!error) return
+      this.pending = {}
+      this.shown.value = shownOf(this.spec.value)
+    })
+  }
+
+  private onSelection(cell: Cell | null): void {
+    if (JSON.stringify(cell) !== JSON.stringify(this.selection.value)) this.choose(cell, false)
+  }
+
+  private onMessage(content: Dict, buffers: Buffers): void {
+    if (Number(content.v) > VERSION) return this.warnNewer(Number(content.v))
+    if (content.v !== VERSION) return
+    if (content.type === 'map') this.onMap(decodeMap(content, buffers))
+    else if (content.type === 'attention') this.onAttention(decodeAttention(content, buffers, this.shown.value.pair))
+  }
+
+  private onMap(map: HeatMap | null): void {
+    if (!map || map.gen < this.newest) return
+    this.newest = map.gen
+    this.maps.value = new Map(this.maps.value).set(mapName(map.key), map)
+  }
+
+  private onAttention(layer: Attention | null): void {
+    if (layer) this.attention.value = new Map(this.attention.value).set(`${layer.pair}.${layer.layer}`, layer)
+  }
+
+  private warnNewer(version: number): void {
+    this.notice.value = `Python speaks version ${version} of the widget's language, this page version ${VERSION}: reload the page.`
+  }
+
+  /** Asks again for everything when a finished run left nothing to draw; at most once for each reason. */
+  private needOnce(why: string): void {
+    if (this.current.value.length || this.error.value || this.asked.has(why)) return
+    this.asked.add(why)
+    this.host.send({ type: 'need' })
+  }
+
+  // ---- what is there
+
+  mapsFor(shown: Shown): HeatMap[] {
+    return directionsOf(shown.direction).flatMap((direction) => this.map({ ...shown, over: [...shown.over], direction }) ?? [])
+  }
+
+  map(key: MapKey): HeatMap | undefined {
+    return this.maps.value.get(mapName(key)) ?? (key.pair === 'mean' ? undefined : this.maps.value.get(mapName({ ...key, pair: 'mean' })))
+  }
+
+  /** Whether a change of the controls can be answered: by the kernel, or from maps already here. */
+  can(change: Change): boolean {
+    if (this.spec.value.can_run) return true
+    const next = this.applied(change)
+    return this.mapsFor(next).length === directionsOf(next.direction).length
+  }
+
+  /** The controls after a change; another component comes with axes it has. */
+  private applied(change: Change): Shown {
+    const next: Shown = { ...this.shown.value, ...change }
+    if (change.component && !change.over && change.component !== this.shown.value.component) {
+      const known = [...this.maps.value.values()].find((m) => m.key.component === change.component)
+      next.over = known?.key.over ?? defaultOver(change.component)
+    }
+    return next
+  }
+
+  // ---- from the page
+
+  set(change: Change): void {
+    const next = this.applied(change)
+    const asked: Dict = { ...change }
+    if (change.component && next.over !== this.shown.value.over) asked.over = [...next.over]
+    batch(() => {
+      if (this.host.live) Object.assign(this.pending, asked)
+      this.shown.value = next
+      this.hover.value = null
+    })
+    this.host.send({ type: 'set', ...asked })
+  }
+
+  edit(field: 'clean' | 'corrupted' | 'answer' | 'wrong', value: string): void {
+    this.host.send({ type: 'edit', field, pair: this.shown.value.pair, value })
+  }
+
+  choose(cell: Cell | null, tell = true): void {
+    batch(() => {
+      this.selection.value = cell
+      if (!cell) this.pinned.value = false
+      const head = headNumber(cell?.head, this.spec.value)
+      if (typeof cell?.layer === 'number' && head !== null) this.head.value = { layer: cell.layer, head }
+    })
+    if (tell) this.host.select(cell)
+  }
+
+  /** Asks for a layer's attention unless it is here or on its way. */
+  wantAttention(layer: number): void {
+    const name = `${this.shown.value.pair}.${layer}`
+    if (this.attention.value.has(name) || this.asked.has(name) || !this.spec.value.can_run) return
+    this.asked.add(name)
+    this.host.send({ type: 'attention', layer })
+  }
+
+  attentionOf(layer: number): Attention | undefined {
+    return this.attention.value.get(`${this.shown.value.pair}.${layer}`)
+  }
+
+  /** The head whose attention is shown: the chosen one, else the strongest known, else one that is there. */
+  readonly looking: ReadonlySignal<{ layer: number; head: number }> = computed(() => {
+    if (this.head.value) return this.head.value
+    for (const map of [...this.current.value, ...this.maps.value.values()]) {
+      if (!map.dims.includes('head') || !map.dims.includes('layer')) continue
+      const cell = unravel(map, strongest(map))
+      const head = headNumber(cell.head, this.spec.value)
+      if (head !== null) return { layer: Number(cell.layer), head }
+    }
+    const layer = this.spec.value.can_run ? undefined : [...this.attention.value.values()][0]?.layer
+    return { layer: layer ?? Number(this.selection.value?.layer ?? 0), head: 0 }
+  })
+}
+
+export const defaultOver = (component: string): string[] =>
+  /^(z|q|k|v|pattern|scores|head_out)$/.test(component) ? ['layer', 'head'] : component === 'embed' ? ['pos'] : ['layer', 'pos']
+
+/** Query head of a label of the head axis: "kv1" stands for the first head of its group. */
+export function headNumber(label: Label | undefined, spec: Pick<Spec, 'model'>): number | null {
+  if (typeof label === 'number') return label
+  const kv = /^kv(\d+)$/.exec(label ?? '')
+  return kv ? Number(kv[1]) * Math.max(1, Math.round(spec.model.n_heads / spec.model.n_kv_heads)) : null
+}
+
+const shownOf = ({ component, over, direction, metric, pair }: Spec): Shown => ({ component, over, direction, metric, pair })
+const prompts = (spec: Spec): string => JSON.stringify(spec.pairs.map((p) => [p.clean, p.corrupted, p.answer, p.wrong]))

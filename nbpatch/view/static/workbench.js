@@ -1,0 +1,1 @@
+const a={render(){}},b=()=>{};export{a as default,b as mountStatic};
