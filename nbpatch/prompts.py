@@ -60,7 +60,7 @@ class PromptPair:
             fix = "align={clean position: corrupted position}, such as align={0: 0, 1: 2}"
             problems.append(PromptError("align is no map of positions.", where="align", seen=repr(self.align), fix=fix))
         if problems:
-            raise combine(problems)
+            raise _together(problems)
         object.__setattr__(self, "answer", answers)
         object.__setattr__(self, "wrong", wrongs)
         object.__setattr__(self, "align", None if self.align is None else dict(self.align))
@@ -281,7 +281,7 @@ def tokenize_pairs(pairs: Pairs, tokenizer: Any, *, n_ctx: int | None, bos: bool
             found = error.problems or (error,)
             problems.extend(one.at(where) if where else one for one in found)
     if problems:
-        raise combine(problems)
+        raise _together(problems)
     return tuple(done)
 
 
@@ -351,6 +351,12 @@ def _warnings(coder: Coder, pair: PromptPair, clean: Sequence[int], corrupted: S
             yield f"The {name} prompt begins with two {coder.text(ids[0])} tokens. Remove yours."
 
 
+def _together(problems: Sequence[NbpatchError]) -> NbpatchError:
+    """Returns one error for all problems, a PromptError unless they are of one narrower kind."""
+    both = combine(problems)
+    return both if isinstance(both, PromptError) else PromptError(both.what, problems=both.problems)
+
+
 def _all_or_all_errors(steps: Sequence[Callable[[], Any]]) -> list[Any]:
     """Returns what all steps return, or raises all their errors at once."""
     values: list[Any] = []
@@ -361,7 +367,7 @@ def _all_or_all_errors(steps: Sequence[Callable[[], Any]]) -> list[Any]:
         except NbpatchError as error:
             problems.extend(error.problems or (error,))
     if problems:
-        raise combine(problems)
+        raise _together(problems)
     return values
 
 

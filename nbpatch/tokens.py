@@ -193,7 +193,7 @@ def prompt_ids(coder: Coder, name: str, text: str, *, n_ctx: int | None) -> tupl
             "the prompt has no tokens.", where=name, seen=repr(text), fix="other words, or another tokenizer"
         )
     if n_ctx is not None and len(ids) > n_ctx:
-        seen = f"{len(ids)} tokens: {text[:60]!r}…"
+        seen = f"{len(ids)} tokens: {text[:60]!r}{'…' * (len(text) > 60)}"
         raise PromptError(
             "the prompt is longer than the model's context.", where=name, seen=seen, fix=f"at most {n_ctx} tokens"
         )
@@ -234,6 +234,8 @@ def answer_id(coder: Coder, name: str, prompt: str, ids: tuple[int, ...], answer
     bare = text.lstrip(" ")
     if not bare:
         raise AnswerError("the answer is empty.", where=name, seen=repr(answer), fix=f'{name}=" Mary"')
+    if prompt.endswith(" "):
+        text = bare
     written = [f" {bare}", bare] if text == bare and _takes_space(prompt, bare) else [text]
     for variant in written:
         full = coder.encode(prompt + variant)

@@ -9,7 +9,7 @@ import xarray as xr
 from nbpatch.errors import ResultError
 from nbpatch.prompts import visible
 from nbpatch.result import STATES, Result
-from nbpatch.view.style import CELL_LEAST, SCALE, TOKENS, cell_number, diverging, text_on
+from nbpatch.view.style import CELL_LEAST, SCALE, TOKENS, cell_number, diverging, rgb, text_on
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,8 +86,8 @@ def _table(values: xr.DataArray, codes: xr.DataArray) -> tuple[np.ndarray, np.nd
 
 def _draw(axes: "Axes", values: np.ndarray, codes: np.ndarray) -> None:
     rows, columns = values.shape
-    pixels = np.array([[_fill(v, c) for v, c in zip(*line, strict=True)] for line in zip(values, codes, strict=True)])
-    axes.imshow(pixels.astype(np.uint8), aspect="auto", interpolation="nearest")
+    pixels = _fill(values, codes)
+    axes.imshow(pixels, aspect="auto", interpolation="nearest")
     if max(rows, columns) <= 64:
         axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
         axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
@@ -100,10 +100,14 @@ def _draw(axes: "Axes", values: np.ndarray, codes: np.ndarray) -> None:
         _write_numbers(axes, values)
 
 
-def _fill(value: float, code: int) -> tuple[int, int, int]:
-    if code == _EXACT or not np.isfinite(value):
-        return 255, 255, 255
-    return diverging(float(value))
+def _fill(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Returns the colours [row column rgb] of shares of the gap; white where there is nothing to colour."""
+    anchors = np.array([rgb(colour) for colour in SCALE["light"]])
+    places = np.linspace(-1, 1, len(anchors))
+    shares = np.nan_to_num(values)
+    pixels = np.stack([np.interp(shares, places, anchors[:, channel]) for channel in range(3)], -1)
+    pixels[(codes == _EXACT) | ~np.isfinite(values)] = 255
+    return np.round(pixels).astype(np.uint8)
 
 
 def _mark_nothings(axes: "Axes", values: np.ndarray, codes: np.ndarray) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -154,6 +155,13 @@ class Book:
             timeout=120_000,
         )
 
+    def wait_until_idle(self, seconds):
+        self.page.wait_for_timeout(100)
+        self.page.wait_for_function(
+            "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'",
+            timeout=1000 * seconds,
+        )
+
     def count(self, index):
         return self.page.evaluate(
             "index => window.jupyterapp.shell.currentWidget.content.widgets[index].model.executionCount", index
@@ -195,6 +203,80 @@ class Book:
 
     def command(self, name, **arguments):
         self.page.evaluate("([name, args]) => window.jupyterapp.commands.execute(name, args)", [name, arguments])
+
+    def cells(self):
+        return self.page.evaluate("() => window.jupyterapp.shell.currentWidget.content.widgets.length")
+
+    def active(self):
+        return self.page.evaluate("() => window.jupyterapp.shell.currentWidget.content.activeCellIndex")
+
+    def part(self, name):
+        """Returns the part of the widget with that test id."""
+        return self.page.get_by_test_id(name).first
+
+    def turn(self, direction):
+        """Turns the direction toggle."""
+        self.choose("nbp-direction", direction)
+
+    def choose(self, group, value):
+        """Chooses a value of a radio group or of a tab list."""
+        self.part(group).locator(f'[value="{value}"], [data-value="{value}"]').first.click(force=True)
+
+    def select(self, name, value):
+        self.part(name).select_option(value)
+
+    def type_into(self, name, text):
+        field = self.part(name)
+        field.fill(text)
+        field.press("Enter")
+
+    def wait_for_text(self, locator, pattern):
+        """Waits until a part's text matches a pattern."""
+        deadline = time.monotonic() + 15
+        while not re.search(pattern, locator.inner_text(), re.DOTALL):
+            assert time.monotonic() < deadline, f"{locator.inner_text()!r} does not match {pattern!r}"
+            self.page.wait_for_timeout(50)
+
+    def _spot(self, row, col):
+        """Returns the middle of a cell of the first map, relative to its canvas."""
+        heatmap = self.part("nbp-heatmap")
+        box = heatmap.locator("canvas").first.bounding_box()
+        rows, cols = (int(heatmap.get_attribute(f"data-{axis}")) for axis in ("rows", "cols"))
+        return {"x": (col + 0.5) * box["width"] / cols, "y": (row + 0.5) * box["height"] / rows}
+
+    def point(self, row, col):
+        self.part("nbp-heatmap").locator("canvas").first.hover(position=self._spot(row, col), force=True)
+
+    def click(self, row, col):
+        self.part("nbp-heatmap").locator("canvas").first.click(position=self._spot(row, col), force=True)
+
+    def colour(self, row, col):
+        """Returns red, green and blue of a cell, beside its number."""
+        spot = self._spot(row, col)
+        return (
+            self.part("nbp-heatmap")
+            .locator("canvas")
+            .first.evaluate(
+                """(canvas, spot) => {
+                const scale = canvas.width / canvas.getBoundingClientRect().width;
+                const x = Math.round((spot.x - 14) * scale), y = Math.round((spot.y - 10) * scale);
+                return [...canvas.getContext('2d').getImageData(x, y, 1, 1).data].slice(0, 3);
+            }""",
+                spot,
+            )
+        )
+
+    def drawn(self, locator):
+        """Whether a canvas inside a part holds more than one colour."""
+        return locator.locator("canvas").evaluate_all(
+            """all => all.some(canvas => {
+                if (!canvas.width || !canvas.height) return false;
+                const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+                const colours = new Set();
+                for (let i = 0; i < data.length; i += 4) colours.add(data.slice(i, i + 3).join());
+                return colours.size > 1;
+            })"""
+        )
 
     def strangers(self):
         """Returns all requests that were not to this machine."""
