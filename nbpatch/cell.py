@@ -24,8 +24,9 @@ _QUOTED = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)')\s*""")
 _ESCAPE = re.compile(r"""\\(["'\\nt])""")
 _ESCAPED = {"n": "\n", "t": "\t"}
 _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
+_ALIGNED = re.compile(r"(\d+)(?:-(\d+))?\s*:\s*(\d+)(?:-(\d+))?")
+_RANGE_IN_PYTHON = re.compile(r"\*\*\{i: i(?: ([+-] \d+))? for i in range\((?:(\d+), )?(\d+)\)\}")
 _ALIGN_IN_PYTHON = re.compile(r"align=\{([^{}]*)\}")
-_ALIGNED = re.compile(r"(\d+)\s*:\s*(\d+)")
 
 
 @dataclass(frozen=True)
@@ -120,13 +121,24 @@ def _show(source: Source, problem: Problem) -> str:
         return str(error)
     rows = [(label, text) for label, text in error.rows() if label != "in"]
     label = f"line {span.line + 1}"
-    indent = " " * (len(label) + 4)
+    width = max(len(name) for name, _ in [(label, ""), *rows])
+    indent = " " * (width + 4)
     caret = indent + " " * span.start + "^" * max(1, span.stop - span.start)
-    shown = [error.what, f"  {label}  {source.lines[span.line]}".rstrip(), caret]
-    for name, python in rows:
-        text = _ALIGN_IN_PYTHON.sub(r"align: \1", python)
-        shown.append(f"  {name:<{len(label)}}  {text}".replace("\n", "\n" + indent))
+    shown = [error.what, f"  {label:<{width}}  {source.lines[span.line]}".rstrip(), caret]
+    for name, text in rows:
+        shown.append(f"  {name:<{width}}  {_as_typed_here(text)}".replace("\n", "\n" + indent))
     return "\n".join(shown)
+
+
+def _as_typed_here(text: str) -> str:
+    """Returns advice with Python's `align={…}` written as a line of the cell."""
+
+    def positions(match: re.Match[str]) -> str:
+        first, last = int(match[2] or 0), int(match[3]) - 1
+        shift = int((match[1] or "0").replace(" ", ""))
+        return f"{first}-{last}:{first + shift}-{last + shift}"
+
+    return _ALIGN_IN_PYTHON.sub(r"align: \1", _RANGE_IN_PYTHON.sub(positions, text))
 
 
 def read_lines(magic_line: str, body: str) -> tuple[Source, list[Problem]]:
@@ -179,7 +191,7 @@ _EXAMPLES = {
     "corrupted": "corrupted: When Mary and John went to the store, Mary gave a drink to",
     "answer": 'answer: " Mary"',
     "wrong": 'wrong: " John", or leave the line out',
-    "align": "align: 0:0 1:1 2:3, clean position : corrupted position",
+    "align": "align: 0-3:0-3 4-6:5-7, clean positions : corrupted positions",
 }
 
 
@@ -303,10 +315,24 @@ def _no_variable(name: str, variables: Mapping[str, object]) -> MagicError:
 
 
 def _alignment(entry: Entry) -> dict[int, int] | Problem:
-    pairs = _ALIGNED.findall(entry.value)
-    if not pairs or _ALIGNED.sub("", entry.value).replace(",", " ").strip():
-        return Problem(MagicError("not an alignment.", fix=_EXAMPLES["align"]), entry.span)
-    return {int(clean): int(corrupted) for clean, corrupted in pairs}
+    """Returns what `0:0 1:2` or `0-3:0-3, 5-9:6-10` says, clean position → corrupted position."""
+    refused = Problem(MagicError("not an alignment.", fix=_EXAMPLES["align"]), entry.span)
+    parts: list[tuple[str, ...]] = _ALIGNED.findall(entry.value)
+    if not parts or _ALIGNED.sub("", entry.value).replace(",", " ").strip():
+        return refused
+    places: dict[int, int] = {}
+    for part in parts:
+        clean, clean_last, corrupted, corrupted_last = (int(text) if text else None for text in part)
+        ours, theirs = _span_of_places(clean, clean_last), _span_of_places(corrupted, corrupted_last)
+        if len(ours) != len(theirs) or not ours:
+            return refused
+        places.update(zip(ours, theirs, strict=True))
+    return places
+
+
+def _span_of_places(first: int | None, last: int | None) -> range:
+    start = first or 0
+    return range(start, (start if last is None else last) + 1)
 
 
 def collect(checks: Sequence[tuple[Callable[[], object], Span | None]]) -> list[Problem]:

@@ -103,7 +103,7 @@ class PatchMagics(Magics):
             result.show()
 
         Text in quotes keeps its spaces. Answers may be several, in quotes, separated by commas. Prompts of different
-        lengths need a line such as `align: 0:0 1:1 2:3` (clean position : corrupted position).
+        lengths need a line such as `align: 0-3:0-3 4-6:5-7` (clean positions : corrupted positions).
         """
         self._last = (line, cell)
         spec = read_spec(f"%%patch {line}".rstrip(), line, cell, self._variables())

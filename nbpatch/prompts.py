@@ -1,5 +1,6 @@
 """Prompt pairs: what is compared, as the model's tokens; where the prompts differ; which token is the answer."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -174,7 +175,7 @@ def _row_maker(number: int, row: Mapping[str, Any], rows: int) -> Callable[[], P
 
 def _cell(value: Any) -> Any:
     """Returns a frame's value with its ways of saying "nothing" (NaN, NA) read as None."""
-    is_nan = isinstance(value, float) and value != value
+    is_nan = isinstance(value, float) and math.isnan(value)
     return None if is_nan or type(value).__name__ in ("NAType", "NaTType") else value
 
 

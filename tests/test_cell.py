@@ -82,14 +82,37 @@ def test_several_answers():
     assert pair.wrong == (" he", " He")
 
 
-def test_alignment():
-    (pair,) = pairs_of("clean: a b\ncorrupted: a b c\nanswer: d\nalign: 0:0, 1:2")
-    assert pair.align == {0: 0, 1: 2}
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("0:0, 1:2", {0: 0, 1: 2}),
+        ("0: 0 1: 2", {0: 0, 1: 2}),
+        ("0-2:0-2 3-4:5-6", {0: 0, 1: 1, 2: 2, 3: 5, 4: 6}),
+        ("7:7", {7: 7}),
+    ],
+)
+def test_alignment(typed, meant):
+    (pair,) = pairs_of(f"clean: a b\ncorrupted: a b c\nanswer: d\nalign: {typed}")
+    assert pair.align == meant
+
+
+@pytest.mark.parametrize("typed", ["1-2", "0-3:0-2", "3-1:3-1", "0:0 x", "a:b"])
+def test_what_is_no_alignment(typed):
+    message = message_of(f"clean: a\ncorrupted: x\nanswer: y\nalign: {typed}")
+    assert "not an alignment." in message
+    assert "align: 0-3:0-3" in message
 
 
 def test_windows_line_ends():
     (pair,) = pairs_of("clean: a\r\ncorrupted: b\r\nanswer: c\r\n")
     assert (pair.clean, pair.corrupted, pair.answer) == ("a", "b", ("c",))
+    assert "\r" not in message_of("clean: a\r\ncorupted: b\r\n")
+
+
+def test_a_line_of_spaces_is_blank():
+    source, problems = read_lines("%%patch", "clean: a\n  \t\nclean: b\n")
+    assert len(source.blocks) == 2
+    assert not problems
 
 
 def test_variables_are_filled_in_where_asked():
@@ -192,7 +215,6 @@ no variable 'nmae'.
         ("clean: {1+1}\ncorrupted: x\nanswer: y", "only a variable's name can stand in braces.", "{{ and }}"),
         ("clean: {a}\ncorrupted: x\nanswer: y", "no variable 'a'.", 'a = "…" in a cell above'),
         ('clean: "a", "b"\ncorrupted: x\nanswer: y', "clean takes one text.", 'clean: "…"'),
-        ("clean: a\ncorrupted: x\nanswer: y\nalign: 1-2", "not an alignment.", "align: 0:0 1:1 2:3"),
         ('clean: "Hello," she said\ncorrupted: x\nanswer: y', "must end with it.", r'clean: "\"Hello,\" she said"'),
     ],
 )

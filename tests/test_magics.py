@@ -1,6 +1,7 @@
 """The magics in a real IPython shell: options, errors, completions, loading and unloading, and a run as text."""
 
 import atexit
+import re
 import textwrap
 
 import pytest
@@ -196,7 +197,8 @@ def test_the_way_out_of_unequal_lengths_can_be_typed_into_the_cell(loaded, tiny,
     loaded.run_cell("%%patch -c z\n" + longer)
     text = "".join(capsys.readouterr())
     assert "different numbers of tokens" in text
-    way = next(part for part in text.split("\n") if "such as align:" in part).split("such as ")[1].split(";")[0]
+    (way,) = re.findall(r"align: [\d:, -]+\d", text)
+    assert way == "align: 0-3:0-3, 11-14:13-16"
     loaded.run_cell(f"%%patch -c z -o result\n{longer}{way}\n")
     assert loaded.user_ns["result"].provenance["component"] == "z"
 

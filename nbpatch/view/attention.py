@@ -55,8 +55,8 @@ def frame(result: Result, *, layer: int = 0, run: str = "clean", pair: int = 0) 
         f'<script>CircuitsVis.render("view", CircuitsVis.AttentionHeads, {data})</script>'
     )
     return (
-        f'<iframe title="attention of layer {layer}, {run} run" srcdoc="{html.escape(inside)}" '
-        f'style="width:100%;height:{_HEIGHT}px;border:0"></iframe>'
+        f'<div><iframe title="attention of layer {layer}, {run} run" srcdoc="{html.escape(inside)}" '
+        f'style="width:100%;height:{_HEIGHT}px;border:0"></iframe></div>'
     )
 
 

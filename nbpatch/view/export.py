@@ -1,5 +1,7 @@
 """One self-contained HTML file: the same bundle and the same payload as the widget, with no kernel and no network."""
 
+import base64
+import hashlib
 import html
 import json
 from collections.abc import Sequence
@@ -16,7 +18,7 @@ _PAGE = """<!DOCTYPE html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:">
+ content="default-src 'none'; script-src 'sha256-{hash}'; style-src 'unsafe-inline'; img-src data: blob:">
 <title>{title}</title>
 <style>html{{color-scheme:light dark}}body{{margin:0;padding:16px;font-family:system-ui,sans-serif}}</style>
 </head>
@@ -24,9 +26,7 @@ _PAGE = """<!DOCTYPE html>
 <div id="nbp"></div>
 <noscript><pre>{text}</pre></noscript>
 <script type="application/json" id="nbp-data">{data}</script>
-<script type="module">
-{bundle}
-</script>
+<script type="module">{bundle}</script>
 </body>
 </html>
 """
@@ -53,11 +53,13 @@ def page(results: Sequence[Result], attention: Result | None = None, *, pair: in
     """Returns the HTML page of one or more sweeps of the same pairs."""
     if not BUNDLE.is_file():
         raise ResultError("the front end is not built.", where="to_html", seen=str(BUNDLE.name), fix="make js")
+    bundle = _start(BUNDLE.read_text(encoding="utf-8"))
     return _PAGE.format(
+        hash=base64.b64encode(hashlib.sha256(bundle.encode()).digest()).decode("ascii"),
         title=html.escape(results[0].headline()),
         text=html.escape(repr(results[0])),
         data=script_safe(json.dumps(document(results, attention, pair=pair), allow_nan=False)),
-        bundle=_start(BUNDLE.read_text(encoding="utf-8")),
+        bundle=bundle,
     )
 
 
