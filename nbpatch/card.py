@@ -5,6 +5,11 @@ from typing import Any
 
 import xarray as xr
 
+_METHOD = {
+    "patch": "Activation patching: one site at a time takes its value from another run.",
+    "attention": "Attention patterns of the clean and the corrupted run; nothing was patched.",
+}
+
 _DIRECTION = {
     "denoising": "Denoising: the corrupted prompt was run with activations of the clean run.",
     "noising": "Noising: the clean prompt was run with activations of the corrupted run.",
@@ -25,7 +30,8 @@ def write_card(made: Mapping[str, Any], baselines: xr.Dataset, warnings: Sequenc
         baselines: its `clean` and `corrupted` [metric pair].
         warnings: what the run could not tell.
     """
-    rows = [("Model", _model(made["model"])), ("Prompts", _prompts(made["pairs"]))]
+    rows = [("Method", _METHOD.get(made["method"], made["method"]))]
+    rows += [("Model", _model(made["model"])), ("Prompts", _prompts(made["pairs"]))]
     if made["method"] == "patch":
         rows += [
             ("Sites", f"{made['component']} over {' '.join(made['over'])}; an axis not named was patched whole."),
@@ -50,9 +56,9 @@ def _model(model: Mapping[str, Any]) -> str:
 
 def _prompts(pairs: Sequence[Mapping[str, Any]]) -> str:
     first = pairs[0]
-    wrong = f" against {first['wrong']}" if first["wrong"] else ""
+    answer, wrong = (" or ".join(map(repr, first[name])) for name in ("answer", "wrong"))
     many = f"{len(pairs)} pairs, the first: " if len(pairs) > 1 else ""
-    return f"{many}clean {first['clean']!r}, corrupted {first['corrupted']!r}, answer {first['answer']}{wrong}."
+    return f"{many}clean {first['clean']!r}, corrupted {first['corrupted']!r}, answer {answer}{f' against {wrong}' if wrong else ''}."
 
 
 def _metric(metric: Mapping[str, Any], baselines: xr.Dataset) -> str:

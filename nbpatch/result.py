@@ -5,15 +5,16 @@ A saved result opens, computes, prints and plots on a machine with neither torch
 
 import json
 import os
-import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import NDArray
 
 from nbpatch import display
 from nbpatch.card import write_card
@@ -32,6 +33,10 @@ REASONS: Mapping[str, str] = {
 
 NO_GAP = 1e-4
 """Below this size of clean − corrupted, in the metric's unit, there is nothing to recover."""
+
+_CELLS_AT_ONCE = 1024
+
+Floats: TypeAlias = NDArray[np.float64]
 
 _FORMAT = "nbpatch-result"
 _FORMAT_VERSION = 1
@@ -120,20 +125,23 @@ class Result:
         name = self._metric(metric)
         above = self._values(name) - self.baselines["corrupted"].sel(metric=name, drop=True)
         draws = np.random.default_rng(seed).integers(0, pairs, (n, pairs))
-        ratios = np.stack([_ratio(above.isel(pair=row), self.gap(name).isel(pair=row)).to_numpy() for row in draws])
-        tail = (1 - level) / 2
-        low, high = np.nanquantile(ratios, [tail, 1 - tail], axis=0) if np.isfinite(ratios).any() else (ratios[0],) * 2
+        times = np.stack([(draws == pair).sum(1) for pair in range(pairs)], 1)
+        bounds = _bootstrap(above.transpose("pair", ...).to_numpy(), self.gap(name).to_numpy(), times, level)
         like = self.recovered(name)
-        return xr.Dataset({"low": like.copy(data=low), "high": like.copy(data=high)})
+        return xr.Dataset({side: like.copy(data=bound) for side, bound in zip(("low", "high"), bounds, strict=True)})
 
     def to_frame(self, metric: str | None = None) -> pd.DataFrame:
-        """Returns one row per cell: its axes, the token at its position, effect, share of the gap, recovered."""
+        """Returns one row per cell: its axes, the token at its position, effect, share of the gap, recovered, state.
+
+        The state is one of `STATES`, or "mixed" where the pairs' differ.
+        """
         effect = self.effect(metric)
         frame = pd.DataFrame(
             {
                 "effect": effect.to_series() if effect.ndim else pd.Series([float(effect)]),
                 "share": self.share(metric).to_numpy().ravel(),
                 "recovered": self.recovered(metric).to_numpy().ravel(),
+                "state": self._states(),
             }
         ).reset_index(drop=effect.ndim == 0)
         for axis in ("pos", "dest", "src"):
@@ -155,6 +163,7 @@ class Result:
         Raises:
             ResultError: an axis or a label that the result does not have.
         """
+        self._metric(None)
         try:
             state = self.data["state"].sel({"pair": 0, **cell} if "pair" in self.data.dims else cell)
         except KeyError as error:
@@ -166,9 +175,10 @@ class Result:
             raise ResultError(
                 "that is more than one cell.", where="reason", seen=f"{left} left open", fix=f"name {left} too"
             )
-        if abs(float(self.gap().sel(pair=cell.get("pair", 0)))) < NO_GAP:
+        word = STATES[int(state)]
+        if word in ("measured", "exact") and abs(float(self.gap().sel(pair=cell.get("pair", 0)))) < NO_GAP:
             return "no gap: the metric is the same in the clean and the corrupted run"
-        return REASONS[STATES[int(state)]]
+        return REASONS[word]
 
     def card(self) -> str:
         """Returns the methods card: in words, everything a reader needs to judge or repeat the result."""
@@ -178,25 +188,31 @@ class Result:
         """Writes the result as netCDF and returns the path; an existing file is replaced only by a complete one.
 
         Raises:
-            ResultError: the folder does not exist.
+            ResultError: the folder does not exist or cannot be written to.
         """
         target = Path(path).expanduser()
-        if not target.parent.is_dir():
-            raise ResultError("no such folder.", where="save", seen=str(target.parent), fix='result.save("result.nc")')
+        if not target.parent.is_dir() or target.is_dir():
+            what = "that is a folder." if target.is_dir() else "no such folder."
+            seen = str(target if target.is_dir() else target.parent)
+            raise ResultError(what, where="save", seen=seen, fix='result.save("result.nc")')
         head = {
             "format": _FORMAT,
             "version": _FORMAT_VERSION,
             "provenance": dict(self.provenance),
             "warnings": list(self.warnings),
         }
-        handle, name = tempfile.mkstemp(suffix=".nc", dir=target.parent)
-        os.close(handle)
+        data = self.data.assign_attrs(nbpatch=json.dumps(head, default=_plain))
+        unfinished = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.part")
         try:
-            self.data.assign_attrs(nbpatch=json.dumps(head)).to_netcdf(name, "w", group="data", engine="h5netcdf")
-            self.baselines.to_netcdf(name, "a", group="baselines", engine="h5netcdf")
-            Path(name).replace(target)
+            data.to_netcdf(unfinished, "w", group="data", engine="h5netcdf")
+            self.baselines.to_netcdf(unfinished, "a", group="baselines", engine="h5netcdf")
+            unfinished.replace(target)
+        except OSError as error:
+            fix = "a folder you may write to, with room left"
+            raise ResultError("cannot write there.", where="save", seen=f"{target}: {error}", fix=fix) from error
         finally:
-            Path(name).unlink(missing_ok=True)
+            if unfinished.exists():
+                unfinished.unlink()
         return target
 
     def plot(self, metric: str | None = None, **options: Any) -> Any:
@@ -257,6 +273,12 @@ class Result:
             return both.assign_coords(direction=["denoising", "noising"])
         return corrupted if self.provenance["direction"] == "denoising" else clean
 
+    def _states(self) -> list[str]:
+        """Returns each cell's state in words, over all pairs."""
+        codes = self.data["state"].transpose(..., "pair").to_numpy()
+        codes = codes.reshape(-1, codes.shape[-1])
+        return [STATES[row[0]] if (row == row[0]).all() else "mixed" for row in codes]
+
     def _token(self, place: int) -> str:
         """Returns the token at a clean position: the pairs' common one, else the first pair's with an ellipsis."""
         pairs: Sequence[Mapping[str, Any]] = self.provenance["pairs"]
@@ -275,11 +297,35 @@ def _ratio(above: xr.DataArray, gap: xr.DataArray, *, per_pair: bool = False) ->
     return above.mean("pair") / mean.where(abs(mean) >= NO_GAP)
 
 
+def _bootstrap(above: Floats, gap: Floats, times: NDArray[np.int64], level: float) -> tuple[Floats, Floats]:
+    """Returns the bounds [*cell] between which lies a share `level` of resampled ratios of means; NaN without any.
+
+    Args:
+        above: m(patched) − m(corrupted) [pair *cell].
+        gap: m(clean) − m(corrupted) [pair].
+        times: how often each resample holds each pair [resample pair].
+    """
+    cells = above.reshape(len(gap), -1)
+    bounds = np.full((2, cells.shape[1]), np.nan)
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    for start in range(0, cells.shape[1], _CELLS_AT_ONCE):
+        part = cells[:, start : start + _CELLS_AT_ONCE]
+        there = np.isfinite(part)
+        size = times @ there
+        gaps = times @ (gap[:, None] * there)
+        enough = (size > 0) & (np.abs(gaps) >= NO_GAP * np.maximum(size, 1))
+        ratios = np.divide(times @ np.where(there, part, 0.0), gaps, out=np.full(gaps.shape, np.nan), where=enough)
+        found = np.flatnonzero(enough.any(0))
+        bounds[:, start + found] = np.nanquantile(ratios[:, found], tails, axis=0)
+    low, high = bounds.reshape(2, *above.shape[1:])
+    return low, high
+
+
 def _table(frame: pd.DataFrame) -> list[str]:
     """Returns a frame as aligned lines, numbers with a sign and two decimals."""
     if frame.empty:
         return ["no cell has a value"]
-    shown = frame.copy()
+    shown = frame.drop(columns="state")
     for name in ("effect", "share", "recovered"):
         shown[name] = [f"{value:+.2f}" for value in frame[name]]
     for name in frame.columns:
@@ -297,21 +343,27 @@ def read(path: str | os.PathLike[str]) -> Result:
     source = Path(path).expanduser()
     if not source.is_file():
         near = ", ".join(sorted(one.name for one in source.parent.glob("*.nc"))[:5]) or "nothing ending in .nc"
-        raise ResultError("no such file.", where="read", seen=str(source), fix=f"in that folder: {near}")
+        fix = f"in {source.parent}: {near}" if source.parent.is_dir() else f"there is no folder {source.parent} either"
+        raise ResultError("no such file.", where="read", seen=str(source), fix=fix)
     try:
-        with xr.open_dataset(source, group="data", engine="h5netcdf") as opened:
-            data = opened.load()
+        data, baselines = _load(source, "data"), _load(source, "baselines")
         head = json.loads(data.attrs.pop("nbpatch"))
-        with xr.open_dataset(source, group="baselines", engine="h5netcdf") as opened:
-            baselines = opened.load()
-    except (OSError, KeyError, ValueError) as error:
+        version = int(head["version"]) if head["format"] == _FORMAT else 0
+    except (OSError, KeyError, ValueError, TypeError) as error:
         seen = f"{source.name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        raise ResultError(
-            "not a file saved by nbpatch.", where="read", seen=seen, fix='result.save("result.nc")'
-        ) from error
-    if head.get("format") != _FORMAT or head.get("version", 0) > _FORMAT_VERSION:
-        seen = f"version {head.get('version')}, this nbpatch reads up to {_FORMAT_VERSION}"
-        raise ResultError(
-            "the file was saved by a newer nbpatch.", where="read", seen=seen, fix="pip install -U nbpatch"
-        )
+        fix = 'a file written by result.save("result.nc")'
+        raise ResultError("not a file saved by nbpatch.", where="read", seen=seen, fix=fix) from error
+    if version != _FORMAT_VERSION:
+        seen = f"version {version}, this nbpatch reads version {_FORMAT_VERSION}"
+        raise ResultError("the file is of another version.", where="read", seen=seen, fix="pip install -U nbpatch")
     return Result(data, baselines, head["provenance"], tuple(head["warnings"]))
+
+
+def _load(source: Path, group: str) -> xr.Dataset:
+    with xr.open_dataset(source, group=group, engine="h5netcdf") as opened:
+        return opened.load()
+
+
+def _plain(value: Any) -> Any:
+    """Returns a NumPy number or array as JSON takes it; anything else by its name."""
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else repr(value)

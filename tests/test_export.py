@@ -62,9 +62,14 @@ def test_the_page_is_small(result: Result, model: Model) -> None:
     assert len(export.page([result], nbp.attention(model, PAIR)).encode()) < 500_000
 
 
-@pytest.mark.parametrize("token", ["</script><script>alert(1)</script>", "<!--", "<img src=x onerror=alert(1)>", "&lt;"])
+@pytest.mark.parametrize(
+    "token", ["</script><script>alert(1)</script>", "<!--", "<img src=x onerror=alert(1)>", "&lt;"]
+)
 def test_no_token_ends_the_script_or_becomes_markup(result: Result, token: str) -> None:
-    pair = {**result.provenance["pairs"][0], "clean_tokens": [token, *result.provenance["pairs"][0]["clean_tokens"][1:]]}
+    pair = {
+        **result.provenance["pairs"][0],
+        "clean_tokens": [token, *result.provenance["pairs"][0]["clean_tokens"][1:]],
+    }
     hostile = replace(result, provenance={**result.provenance, "pairs": [pair]})
     page = export.page([hostile])
     assert token not in page.replace(html.escape(token), "")

@@ -77,11 +77,15 @@ def test_grouped_heads_keep_their_labels(model: Model) -> None:
 
 
 def test_the_description_is_json_and_complete(both: Result) -> None:
-    spec = json.loads(json.dumps(payload.describe(both, metric="prob", can_run=True, works={"q": "accepted and ignored"})))
+    spec = json.loads(
+        json.dumps(payload.describe(both, metric="prob", can_run=True, works={"q": "accepted and ignored"}))
+    )
     assert spec["metric"] == "prob"
     assert [one["name"] for one in spec["metrics"]] == ["logit_diff", "prob", "log_prob", "kl", "rank"]
     assert [one["name"] for one in spec["components"]] == list(SWEEPABLE)
-    assert {one["name"]: one["reason"] for one in spec["components"] if not one["works"]} == {"q": "accepted and ignored"}
+    assert {one["name"]: one["reason"] for one in spec["components"] if not one["works"]} == {
+        "q": "accepted and ignored"
+    }
     first = spec["pairs"][0]
     assert first["clean_tokens"] == ["<bos>", " Mary", " and", " John", " gave"]
     assert first["differs"] == [1, 3]

@@ -269,6 +269,15 @@ def test_prompts_become_the_tokens_of_the_bridge(kind, family):
         assert list(encode(tokenizer(kind), prompt, bos=lens.cfg.default_prepend_bos)) == expected
 
 
+@pytest.mark.parametrize("kind", ["bytes", "pieces", "words"])
+def test_prompts_can_do_without_bos(kind):
+    words = tokenizer(kind)
+    text = "When Mary" if kind == "words" else "she"
+    assert (words.bos_token_id, *encode(words, text, bos=False)) == encode(words, text)
+    (one,) = tokenize(kind, PromptPair(text, text, "he" if kind == "pieces" else ","), bos=False)
+    assert not one.has_bos
+
+
 def test_an_end_token_added_by_the_tokenizer_is_taken_off():
     from tokenizers import processors
 

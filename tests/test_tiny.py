@@ -1,3 +1,4 @@
+import json
 import re
 from itertools import islice
 from pathlib import Path
@@ -44,7 +45,8 @@ def test_the_card_is_about_these_weights(report):
 
 def test_the_tokenizer_is_what_the_code_builds(tiny):
     assert tiny.tokenizer.get_vocab() == build(N_CTX).get_vocab()
-    assert tiny.tokenizer.init_kwargs["add_bos_token"] is True
+    settings = json.loads((folder() / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert settings["add_bos_token"] is True
 
 
 @pytest.mark.parametrize("task", TASKS)

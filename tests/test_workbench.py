@@ -272,7 +272,12 @@ def test_every_export_is_answered(page: Page, kind: str) -> None:
     page.say("export", kind=kind)
     (message,) = page.wait_for("export")
     data = page.buffers[page.got.index(message)]
-    start = {"csv": "layer,pos,", "html": "<!DOCTYPE html>", "python": "import nbpatch as nbp", "magic": "%%patch --model"}
+    start = {
+        "csv": "layer,pos,",
+        "html": "<!DOCTYPE html>",
+        "python": "import nbpatch as nbp",
+        "magic": "%%patch --model",
+    }
     if kind == "png":
         assert data[0].startswith(b"\x89PNG")
     else:

@@ -136,7 +136,7 @@ function Work({ store }: { store: Store }): JSX.Element {
         </button>
       </span>
     )
-  const whole = store.current.value.length > 0 && store.current.value.every((m) => m.final)
+  const whole = store.current.length > 0 && store.current.every((m) => m.final)
   return (
     <span class="work">
       {whole && (

@@ -23,6 +23,6 @@ export function Canvas({ scene, pooled, width }: { scene: Scene; pooled: boolean
     if (!pen) return
     if (pooled) drawPooled(pen as Pen, scene, width)
     else drawMap(pen as Pen, scene)
-  })
+  }, [scene.table.map, scene.table.start[0], scene.grid.col, height, scene.theme, scene.limit, scene.numbers, scene.font, pooled])
   return <canvas ref={ref} style={{ width: `${width}px`, height: `${height}px` }} aria-hidden="true" />
 }

@@ -30,7 +30,7 @@ export function Header({ store }: { store: Store }): JSX.Element {
       <span class="pairname">
         Pair {now + 1} of {spec.pairs.length}
       </span>
-      <span class="quote wide-only">“{brief(store.pair.value.clean)}”</span>
+      <span class="quote wide-only">“{brief(store.pair.clean)}”</span>
       {turn(1)}
       <span class="model">
         {model.name}
@@ -89,7 +89,7 @@ function Export({ store }: { store: Store }): JSX.Element {
 export function Sentence({ store, focus }: { store: Store; focus: (testid: string) => void }): JSX.Element {
   const shown = store.shown.value
   const spec = store.spec.value
-  const pair = store.pair.value
+  const pair = store.pair
   const parts = sentence(shown, pair, spec)
   const sides = parts.flatMap((p) => (p.kind === 'token' ? [p.side] : []))
   const rest = (['answer', 'wrong'] as Side[]).filter((side) => !sides.includes(side))
@@ -141,7 +141,7 @@ function Answer({ store, side, tokens }: { store: Store; side: Side; tokens: rea
         aria-label={side === 'answer' ? 'Answer' : 'Wrong answer'}
         title={off ? 'No kernel: this page shows what was measured.' : 'Several answers: put " | " between them'}
         defaultValue={value}
-        key={value}
+        key={`${store.resets.value}${value}`}
         readOnly={off}
         spellcheck={false}
         onBlur={(e) => commit(e.currentTarget)}

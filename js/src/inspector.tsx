@@ -19,11 +19,11 @@ export function Inspector({ store }: { store: Store }): JSX.Element {
 }
 
 function Chosen({ store }: { store: Store }): JSX.Element {
-  const maps = store.onScreen.value
+  const maps = store.onScreen
   const map = maps[0]
   const cell = store.selection.value ?? (map ? unravel(map, strongest(map)) : null)
   const picked = !!store.selection.value
-  const token = cell ? tokenAt(cell, store.pair.value) : undefined
+  const token = cell ? tokenAt(cell, store.pair) : undefined
   const pinned = store.pinned.value
   return (
     <section>
@@ -82,7 +82,7 @@ function Rail({ map, cell, store }: { map: HeatMap; cell: Cell; store: Store }):
   const high = Math.max(1, at(patched))
   const x = (v: number): string => `${(100 * (at(v) - low)) / (high - low)}%`
   const [from, to] = [Math.min(at(map.base), at(patched)), Math.max(at(map.base), at(patched))]
-  const pair = store.pair.value
+  const pair = store.pair
   const span = { left: `${(100 * (from - low)) / (high - low)}%`, width: `${(100 * (to - from)) / (high - low)}%` }
   const names = pair.answer[0] && pair.wrong[0] && map.key.metric === 'logit_diff'
   return (
@@ -114,10 +114,12 @@ function Rail({ map, cell, store }: { map: HeatMap; cell: Cell; store: Store }):
 
 /** The likeliest next tokens of both runs: hollow the corrupted one, solid the clean one. */
 function NextTokens({ store }: { store: Store }): JSX.Element {
-  const pair = store.pair.value
+  const pair = store.pair
   const clean = new Map(pair.clean_top)
   const corrupted = new Map(pair.corrupted_top)
   const names = [...new Set([...pair.answer.slice(0, 1), ...pair.wrong.slice(0, 1), ...clean.keys(), ...corrupted.keys()])]
+  const below = (list: Map<string, number>, t: string): string =>
+    list.has(t) || !list.size ? percent(list.get(t)) : `<${percent(Math.min(...list.values())).replace('<', '')}`
   const most = Math.max(1e-9, ...clean.values(), ...corrupted.values())
   const width = (p: number | undefined): string => `${(100 * (p ?? 0)) / most}%`
   const kind = (t: string): string => (pair.answer.includes(t) ? 'answer' : pair.wrong.includes(t) ? 'wrong' : '')
@@ -141,7 +143,7 @@ function NextTokens({ store }: { store: Store }): JSX.Element {
                 <i class="solid" style={{ width: width(clean.get(t)) }} />
               </td>
               <td class="num">
-                {percent(corrupted.get(t))} → <b>{percent(clean.get(t))}</b> %
+                {below(corrupted, t)} → <b>{below(clean, t)}</b> %
               </td>
             </tr>
           ))}
@@ -153,7 +155,8 @@ function NextTokens({ store }: { store: Store }): JSX.Element {
 
 function Careful({ store }: { store: Store }): JSX.Element | null {
   const { direction } = store.shown.value
-  const warnings = store.spec.value.warnings
+  // Python lists this warning too; here it comes with the action that settles it.
+  const warnings = store.spec.value.warnings.filter((w) => !w.startsWith('One direction only'))
   const one = direction === 'both' ? null : direction
   if (!one && !warnings.length) return null
   return (

@@ -18,7 +18,7 @@ export function Columns(props: { store: Store; table: Table; col: number; uprigh
   const cell = store.hover.value ?? store.selection.value
   const tokens = POSITIONS.test(table.col)
   if (tokens && !upright) return null
-  const pair = store.pair.value
+  const pair = store.pair
   return (
     <div class={`columns${tokens ? ' tokens' : ''}`} aria-hidden="true">
       {table.cols.map((label) => {
@@ -54,7 +54,7 @@ export function RowNames(props: { store: Store; table: Table; rows: Rows; narrow
             // biome-ignore lint/suspicious/noArrayIndexKey: rows have no other name
             <span key={r} class={on ? 'on' : ''} style={style}>
               {r === 0 && first === 'layer' && !narrow && 'layer '}
-              {first === 'dest' ? name(store.pair.value, Number(row.dest)) : row[first as string]}
+              {first === 'dest' ? name(store.pair, Number(row.dest)) : row[first as string]}
             </span>
           )
         }
@@ -99,13 +99,13 @@ export function BottomMarks({ store, table, col }: { store: Store; table: Table;
   if (table.col !== 'pos' || store.width.value < 640) return null
   return (
     <div class="marks" aria-hidden="true">
-      {marks(table.map, store.pair.value).map((m) => {
+      {marks(table.map, store.pair).map((m) => {
         const width = (m.to - m.from + 1) * col
         const room = m.text.length * 5.6
         return (
           <span
             key={m.from}
-            class={m.from === store.pair.value.clean_end ? 'last' : ''}
+            class={m.from === store.pair.clean_end ? 'last' : ''}
             title={m.text}
             style={{ left: `${m.from * col}px`, width: `${width - 1}px` }}
           >

@@ -1,7 +1,7 @@
 // The heat map: canvases on the strips' grid, labels, legend, read-out; pointer and keys.
 
 import type { JSX } from 'preact'
-import { useRef } from 'preact/hooks'
+import { useMemo, useRef } from 'preact/hooks'
 import { Canvas } from './canvas'
 import { limitOf, type Theme } from './colour'
 import { boxOf, isPooled } from './draw'
@@ -34,13 +34,13 @@ export function* shares(maps: readonly HeatMap[]): Generator<number> {
 }
 
 export function HeatMaps({ store, frame }: { store: Store; frame: Frame }): JSX.Element {
-  const maps = store.onScreen.value
+  const maps = store.onScreen
   const chosen = store.selection.value
   const tables = maps.map((m) => layOut(m, chosen))
   const first = tables[0]
-  const limit = limitOf(shares(maps), maps.every((m) => m.final))
+  const limit = useMemo(() => limitOf(shares(maps), maps.every((m) => m.final)), maps.slice(0, 1).concat(maps.at(-1) ?? []))
   const rows = first ? rowsOf(first, frame.narrow) : null
-  const stale = !store.current.value.length && maps.length > 0
+  const stale = !store.current.length && maps.length > 0
   return (
     <div class={`maps${stale || store.error.value ? ' stale' : ''}`} style={{ '--gutter': `${frame.grid.gutter}px` }}>
       <Focusable store={store} table={first} maps={maps}>
@@ -85,7 +85,7 @@ function Focusable(props: { store: Store; table: Table | undefined; maps: HeatMa
     >
       <div role="row" class="hidden" aria-rowindex={(where?.[0] ?? 0) + 1}>
         <div role="gridcell" aria-colindex={(where?.[1] ?? 0) + 1} aria-selected={!!where}>
-          {where && store.selection.value ? readout(maps, store.selection.value, store.pair.value) : 'no cell selected'}
+          {where && store.selection.value ? readout(maps, store.selection.value, store.pair) : 'no cell selected'}
         </div>
       </div>
       {props.children as JSX.Element[]}
@@ -102,7 +102,7 @@ interface OneProps {
 }
 
 function OneMap({ store, table, rows, frame, limit }: OneProps): JSX.Element {
-  const both = store.onScreen.value.length > 1
+  const both = store.onScreen.length > 1
   const direction = table.map.key.direction
   const grid = { ...frame.grid, col: columnWidth(table, frame, both) }
   const scene = {
@@ -177,7 +177,7 @@ function Ring({ box, kind }: { box: ReturnType<typeof ringBox>; kind: string }):
 }
 
 function Readout({ store, limit }: { store: Store; limit: number }): JSX.Element {
-  const maps = store.onScreen.value
+  const maps = store.onScreen
   const cell = store.hover.value ?? store.selection.value
   const map = maps[0]
   const gap = map ? `${readNumber(map.gap).replace(/^\+/, '')} ${plural(map.unit, map.gap)}`.trim() : ''
@@ -185,7 +185,7 @@ function Readout({ store, limit }: { store: Store; limit: number }): JSX.Element
   return (
     <div class="under">
       <span data-testid="nbp-readout" aria-live="polite">
-        {cell && map ? readout(maps, cell, store.pair.value) : 'Point at a cell, or move with the arrow keys.'}
+        {cell && map ? readout(maps, cell, store.pair) : 'Point at a cell, or move with the arrow keys.'}
       </span>
       <span class="dim">
         {map && (share ? `Colour: effect as a share of the gap (${gap})` : 'Colour: effect over the largest; there is no gap to share out')}

@@ -5,7 +5,8 @@ import type { Choice, Pair, Spec } from './wire'
 
 /** One run of text of the sentence; `link` names the control it opens. */
 export type Part =
-  | { kind: 'text' | 'bold'; text: string }
+  | { kind: 'text'; text: string }
+  | { kind: 'bold'; text: string }
   | { kind: 'link'; text: string; link: 'component' | 'corruption' }
   | { kind: 'token'; text: string; side: Side; tokens: readonly string[] }
 

@@ -1,12 +1,13 @@
 // The page's state. One store per mounted view; nothing lives at module level.
 
-import { batch, computed, type ReadonlySignal, type Signal, signal } from '@preact/signals'
 import type { Host } from './host'
 import type { View } from './sentence'
+import { Board, type Signal } from './signal'
 import { strongest, unravel } from './table'
 import {
   type Attention,
   type Buffers,
+  bytesOf,
   type Cell,
   type Choice,
   type Dict,
@@ -29,33 +30,49 @@ export interface Shown extends View {
   direction: Choice
   pair: number
 }
+export interface Exported {
+  kind: string
+  filename?: string
+  mime?: string
+  text?: string
+  bytes?: Uint8Array
+}
 type Change = Partial<Omit<Shown, 'over'>> & { over?: string[] }
 
-export class Store {
+export class Store extends Board {
   readonly spec: Signal<Spec>
   readonly status: Signal<Status>
   readonly error: Signal<Trouble | null>
   readonly selection: Signal<Cell | null>
-  readonly hover = signal<Cell | null>(null)
-  readonly pinned = signal(false)
+  readonly hover = this.cell<Cell | null>(null)
+  readonly pinned = this.cell(false)
   readonly shown: Signal<Shown>
-  readonly maps = signal<ReadonlyMap<string, HeatMap>>(new Map())
-  readonly attention = signal<ReadonlyMap<string, Attention>>(new Map())
-  readonly mode = signal<Mode>('clean')
-  readonly head = signal<{ layer: number; head: number } | null>(null)
-  readonly notice = signal('')
+  readonly maps = this.cell<ReadonlyMap<string, HeatMap>>(new Map())
+  readonly attention = this.cell<ReadonlyMap<string, Attention>>(new Map())
+  readonly mode = this.cell<Mode>('clean')
+  readonly head = this.cell<{ layer: number; head: number } | null>(null)
+  readonly notice = this.cell('')
+  /** Counts up to make the prompt inputs forget what was typed. */
+  readonly resets = this.cell(0)
+  readonly exported = this.cell<Exported | null>(null)
   /** Width of the root, so that what depends on it need not guess; 0 until measured. */
-  readonly width = signal(0)
+  readonly width = this.cell(0)
 
-  readonly pair: ReadonlySignal<Pair> = computed(() => this.spec.value.pairs[this.shown.value.pair] ?? (this.spec.value.pairs[0] as Pair))
+  get pair(): Pair {
+    return this.spec.value.pairs[this.shown.value.pair] ?? (this.spec.value.pairs[0] as Pair)
+  }
+
   /** The maps of the current controls, one per direction; those not here yet are absent. */
-  readonly current: ReadonlySignal<HeatMap[]> = computed(() => this.mapsFor(this.shown.value))
-  /** The map on screen while the wanted one has not arrived: the last one shown of the same prompts. */
-  readonly onScreen: ReadonlySignal<HeatMap[]> = computed(() => {
-    const now = this.current.value
+  get current(): HeatMap[] {
+    return this.mapsFor(this.shown.value)
+  }
+
+  /** The maps on screen: the wanted ones, until they arrive the last ones shown of the same prompts. */
+  get onScreen(): HeatMap[] {
+    const now = this.current
     if (now.length) this.last = now
     return now.length ? now : this.last
-  })
+  }
 
   private last: HeatMap[] = []
   private newest = 0
@@ -64,12 +81,13 @@ export class Store {
   private readonly stop: () => void
 
   constructor(readonly host: Host) {
+    super()
     const now = host.read()
-    this.spec = signal(now.spec)
-    this.status = signal(now.status)
-    this.error = signal(now.error)
-    this.selection = signal(now.selection)
-    this.shown = signal(shownOf(now.spec))
+    this.spec = this.cell(now.spec)
+    this.status = this.cell(now.status)
+    this.error = this.cell(now.error)
+    this.selection = this.cell(now.selection)
+    this.shown = this.cell(shownOf(now.spec))
     if (now.version > VERSION) this.warnNewer(now.version)
     this.stop = host.listen({
       spec: (spec) => this.onSpec(spec),
@@ -89,22 +107,20 @@ export class Store {
 
   private onSpec(spec: Spec): void {
     const before = this.spec.value
-    batch(() => {
-      if (prompts(before) !== prompts(spec)) {
-        this.maps.value = new Map()
-        this.attention.value = new Map()
-        this.asked.clear()
-        this.last = []
-        this.hover.value = null
-      }
-      const told = shownOf(spec)
-      for (const name of Object.keys(this.pending)) {
-        const field = name as keyof Shown
-        if (JSON.stringify(told[field]) === JSON.stringify(this.pending[field])) delete this.pending[field]
-      }
-      this.spec.value = spec
-      this.shown.value = { ...told, ...this.pending }
-    })
+    if (prompts(before) !== prompts(spec)) {
+      this.maps.value = new Map()
+      this.attention.value = new Map()
+      this.asked.clear()
+      this.last = []
+      this.hover.value = null
+    }
+    const told = shownOf(spec)
+    for (const name of Object.keys(this.pending)) {
+      const field = name as keyof Shown
+      if (JSON.stringify(told[field]) === JSON.stringify(this.pending[field])) delete this.pending[field]
+    }
+    this.spec.value = spec
+    this.shown.value = { ...told, ...this.pending }
   }
 
   private onStatus(status: Status): void {
@@ -114,12 +130,10 @@ export class Store {
   }
 
   private onError(error: Trouble | null): void {
-    batch(() => {
-      this.error.value = error
-      if (!error) return
-      this.pending = {}
-      this.shown.value = shownOf(this.spec.value)
-    })
+    this.error.value = error
+    if (!error) return
+    this.pending = {}
+    this.shown.value = shownOf(this.spec.value)
   }
 
   private onSelection(cell: Cell | null): void {
@@ -129,7 +143,10 @@ export class Store {
   private onMessage(content: Dict, buffers: Buffers): void {
     if (Number(content.v) > VERSION) return this.warnNewer(Number(content.v))
     if (content.v !== VERSION) return
-    if (content.type === 'map') this.onMap(decodeMap(content, buffers))
+    if (content.type === 'export') {
+      const bytes = bytesOf(content, buffers, 0)
+      this.exported.value = { ...content, ...(bytes ? { bytes } : {}) } as Exported
+    } else if (content.type === 'map') this.onMap(decodeMap(content, buffers))
     else if (content.type === 'attention') this.onAttention(decodeAttention(content, buffers, this.shown.value.pair))
   }
 
@@ -149,7 +166,7 @@ export class Store {
 
   /** Asks again for everything when a finished run left nothing to draw; at most once for each reason. */
   private needOnce(why: string): void {
-    if (this.current.value.length || this.error.value || this.asked.has(why)) return
+    if (this.current.length || this.error.value || this.asked.has(why)) return
     this.asked.add(why)
     this.host.send({ type: 'need' })
   }
@@ -187,11 +204,9 @@ export class Store {
     const next = this.applied(change)
     const asked: Dict = { ...change }
     if (change.component && next.over !== this.shown.value.over) asked.over = [...next.over]
-    batch(() => {
-      if (this.host.live) Object.assign(this.pending, asked)
-      this.shown.value = next
-      this.hover.value = null
-    })
+    if (this.host.live) Object.assign(this.pending, asked)
+    this.shown.value = next
+    this.hover.value = null
     this.host.send({ type: 'set', ...asked })
   }
 
@@ -199,14 +214,29 @@ export class Store {
     this.host.send({ type: 'edit', field, pair: this.shown.value.pair, value })
   }
 
+  /** Leaves a failed edit behind: the prompts show again what the maps belong to. */
+  goBack(): void {
+    this.error.value = null
+    this.resets.value++
+  }
+
   choose(cell: Cell | null, tell = true): void {
-    batch(() => {
-      this.selection.value = cell
-      if (!cell) this.pinned.value = false
-      const head = headNumber(cell?.head, this.spec.value)
-      if (typeof cell?.layer === 'number' && head !== null) this.head.value = { layer: cell.layer, head }
-    })
+    this.selection.value = cell
+    if (!cell) this.pinned.value = false
+    const head = headNumber(cell?.head, this.spec.value)
+    if (typeof cell?.layer === 'number' && head !== null) this.head.value = { layer: cell.layer, head }
     if (tell) this.host.select(cell)
+  }
+
+  /** Shows a head's attention; where the map is over heads, its cell becomes the selection. */
+  lookAt(layer: number, head: number): void {
+    this.head.value = { layer, head }
+    const map = this.current[0]
+    if (!map || map.dims.length !== 2 || !map.dims.includes('head') || !map.dims.includes('layer')) return
+    const labels = map.coords.head ?? []
+    const label = labels.findLast((l) => (headNumber(l, this.spec.value) ?? 0) <= head)
+    if (label !== undefined) this.choose({ layer, head: label })
+    this.head.value = { layer, head }
   }
 
   /** Asks for a layer's attention unless it is here or on its way. */
@@ -222,9 +252,9 @@ export class Store {
   }
 
   /** The head whose attention is shown: the chosen one, else the strongest known, else one that is there. */
-  readonly looking: ReadonlySignal<{ layer: number; head: number }> = computed(() => {
+  get looking(): { layer: number; head: number } {
     if (this.head.value) return this.head.value
-    for (const map of [...this.current.value, ...this.maps.value.values()]) {
+    for (const map of [...this.current, ...this.maps.value.values()]) {
       if (!map.dims.includes('head') || !map.dims.includes('layer')) continue
       const cell = unravel(map, strongest(map))
       const head = headNumber(cell.head, this.spec.value)
@@ -232,7 +262,7 @@ export class Store {
     }
     const layer = this.spec.value.can_run ? undefined : [...this.attention.value.values()][0]?.layer
     return { layer: layer ?? Number(this.selection.value?.layer ?? 0), head: 0 }
-  })
+  }
 }
 
 export const defaultOver = (component: string): string[] =>

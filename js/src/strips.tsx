@@ -20,11 +20,11 @@ export const positions = (cell: Cell | null): number[] =>
   cell ? [cell.pos, cell.src, cell.dest].filter((p): p is number => typeof p === 'number') : []
 
 export function Strips({ store, place }: { store: Store; place: Place }): JSX.Element {
-  const pair = store.pair.value
+  const pair = store.pair
   const { grid, wrap } = place
   const chosen = positions(store.hover.value ?? store.selection.value)
   return (
-    <div class={`strips${wrap ? ' wrap' : ''}`} style={{ '--gutter': `${grid.gutter}px`, '--col': `${grid.col}px` }}>
+    <div class={`strips${wrap ? ' wrap' : grid.col < 36 ? ' tight' : ''}`} style={{ '--gutter': `${grid.gutter}px`, '--col': `${grid.col}px` }}>
       {!wrap && (
         <div class="strip numbers" aria-hidden="true">
           <span class="name" />
@@ -45,7 +45,7 @@ export function Strips({ store, place }: { store: Store; place: Place }): JSX.El
 }
 
 function Strip({ store, side, chosen }: { store: Store; side: Side; chosen: number[] }): JSX.Element {
-  const pair = store.pair.value
+  const pair = store.pair
   const tokens = side === 'clean' ? pair.clean_tokens : pair.corrupted_tokens
   const top = side === 'clean' ? pair.clean_top : pair.corrupted_top
   const bad = store.error.value?.field === side
@@ -98,7 +98,7 @@ function Prompt({ store, side, pair }: { store: Store; side: Side; pair: Pair })
   }
   return (
     <input
-      key={pair[side]}
+      key={`${store.resets.value}${pair[side]}`}
       data-testid={`nbp-${side}`}
       aria-label={`${side === 'clean' ? 'Clean' : 'Corrupted'} prompt`}
       title={off ? 'No kernel: this page shows what was measured.' : 'Click to change the prompt'}

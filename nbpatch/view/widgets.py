@@ -54,15 +54,17 @@ class PatchWidget(anywidget.AnyWidget):
             self.send({**message, "data64": [base64.b64encode(one).decode("ascii") for one in buffers]})
         else:
             self.send(message, buffers=list(buffers))
-        _answer_on_own_shell(self)
+
+    def _send(self, msg: Any, buffers: Any = None) -> None:
+        super()._send(msg, buffers=buffers)  # pyright: ignore[reportPrivateUsage]
+        answer_on_own_shell(self.comm)
 
 
-def _answer_on_own_shell(widget: Any) -> None:
-    """Makes ipykernel 7.4 route the page's messages to its widget thread again.
+def answer_on_own_shell(comm: Any) -> None:
+    """Makes ipykernel 7.4 hand the page's messages to its widget thread again, also while a cell runs.
 
-    It sends them to the shell that last published on the comm; after a message from a cell that is the busy main
-    shell, and a Cancel would only be seen when the cell has ended. Private, hence guarded; other kernels lack it.
+    It hands them to the shell that last published on the comm; after anything sent from a cell that is the busy main
+    shell, and a Cancel would be seen only when the cell has ended. Private, hence guarded; other kernels lack it.
     """
-    comm: Any = getattr(widget, "comm", None)
-    if getattr(comm, "_reply_subshell_id", None) is not None:
-        comm._reply_subshell_id = None
+    if hasattr(comm, "_reply_subshell_id"):
+        del comm._reply_subshell_id

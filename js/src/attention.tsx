@@ -1,0 +1,188 @@
+// Attention of the chosen head on both runs, beside the map that led to it.
+
+import type { JSX } from 'preact'
+import { useEffect, useId, useState } from 'preact/hooks'
+import type { Frame } from './map'
+import { type Look, Matrix, SMALL, Thumbnails, weight } from './matrix'
+import { plain, tableNumber, visible } from './format'
+import type { Mode, Store } from './store'
+import { Run, Select } from './ui'
+import type { Attention } from './wire'
+
+const MODES: [Mode | 'patched', string][] = [
+  ['clean', ''],
+  ['corrupted', ''],
+  ['patched', 'Attention of a patched run is not recorded yet.'],
+  ['difference', ''],
+]
+
+/** From and to: under the pointer, else named by the selection, else the answer position and where it looks most. */
+function focusOf(store: Store, layer: Attention | undefined, head: number, look: Look): { dest: number; src: number } {
+  const cell = store.selection.value
+  const pair = store.pair
+  const dest = look.dest ?? (typeof cell?.dest === 'number' ? cell.dest : pair.clean_end)
+  const named = cell?.src ?? (cell?.dest === undefined ? cell?.pos : undefined)
+  let src = look.src ?? (typeof named === 'number' && named < dest ? named : -1)
+  if (src < 0 && layer)
+    for (let s = 0, most = -1; s <= dest && s < layer.src; s++) {
+      const w = weight(layer, 0, { head, dest, src: s })
+      if (w > most) [most, src] = [w, s]
+    }
+  return { dest, src: Math.max(0, src) }
+}
+
+export function AttentionPanel({ store, frame }: { store: Store; frame: Frame }): JSX.Element | null {
+  const [look, setLook] = useState<Look>({ dest: null, src: null })
+  const { layer, head } = store.looking
+  const { n_layers, n_heads } = store.spec.value.model
+  const tokens = store.pair.clean_tokens.length
+  const wide = store.width.value >= 1100
+  const all = wide && n_layers * n_heads * tokens ** 2 * 8 <= SMALL
+  const pair = store.shown.value.pair
+  const here = store.attention.value.size
+  const idle = store.status.value.state !== 'running'
+  // biome-ignore lint/correctness/useExhaustiveDependencies: asks again when any of these changed
+  useEffect(() => {
+    store.wantAttention(layer)
+    if (all && idle) for (let l = 0; l < n_layers; l++) store.wantAttention(l)
+  }, [layer, all, pair, here, idle])
+  const data = store.attentionOf(layer)
+  const mode = store.mode.value
+  const at = focusOf(store, data, head, look)
+  const modes: Mode[] = frame.narrow ? [mode] : ['clean', 'corrupted', 'difference']
+  if (!data && !store.spec.value.can_run && !here) return null
+  return (
+    <section class="attention" data-testid="nbp-attention" data-layer={layer} data-head={head} data-mode={mode}>
+      <div class="att-head">
+        <h4>
+          Attention of layer {layer}, head {head}
+        </h4>
+        <HeadPicker store={store} />
+        {data && (
+          <span class="dim">
+            from <b>{visible(store.pair.clean_tokens[at.dest] ?? '')}</b> {at.dest} to{' '}
+            <b>{visible(store.pair.clean_tokens[at.src] ?? '')}</b> {at.src}
+          </span>
+        )}
+        <span class="push" />
+        <Modes store={store} />
+      </div>
+      {data ? (
+        <div class="att-body">
+          {wide && <Thumbnails store={store} theme={frame.theme} look={{ layer, head }} />}
+          {modes.map((m) => (
+            <figure key={m} class={m === mode ? 'on' : ''}>
+              <figcaption>
+                <span>
+                  {m !== 'difference' && <Run run={m} />} {m}
+                </span>
+                <span class="dim">{tableNumber(valueOf(data, m, { head, ...at }))}</span>
+              </figcaption>
+              <Matrix data={data} head={head} mode={m} frame={frame} at={at} onLook={setLook} count={modes.length} wide={wide} />
+            </figure>
+          ))}
+        </div>
+      ) : (
+        <p class="empty">{waiting(store, layer)}</p>
+      )}
+      {data && <Bars store={store} frame={frame} data={data} head={head} dest={at.dest} />}
+    </section>
+  )
+}
+
+const waiting = (store: Store, layer: number): string =>
+  store.spec.value.can_run ? `Reading the attention of layer ${layer} …` : `The attention of layer ${layer} is not in this page.`
+
+export const valueOf = (data: Attention, mode: Mode, at: { head: number; dest: number; src: number }): number =>
+  mode === 'difference' ? weight(data, 0, at) - weight(data, 1, at) : weight(data, mode === 'clean' ? 0 : 1, at)
+
+function HeadPicker({ store }: { store: Store }): JSX.Element {
+  const { n_layers, n_heads } = store.spec.value.model
+  const { layer, head } = store.looking
+  const there = (l: number): boolean => store.spec.value.can_run || !!store.attentionOf(l)
+  const options = Array.from({ length: n_layers * n_heads }, (_, i) => [Math.floor(i / n_heads), i % n_heads] as const)
+    .filter(([l]) => there(l))
+    .map(([l, h]) => ({ value: `${l}.${h}`, label: `${l}.${h}` }))
+  return (
+    <Select
+      testid="nbp-attention-head"
+      name="Attention head"
+      prefix="head"
+      value={`${layer}.${head}`}
+      options={options}
+      onChange={(value) => {
+        const [l, h] = value.split('.').map(Number)
+        store.lookAt(l ?? 0, h ?? 0)
+      }}
+    />
+  )
+}
+
+function Modes({ store }: { store: Store }): JSX.Element {
+  const name = useId()
+  const now = store.mode.value
+  return (
+    <div class="segments" role="radiogroup" aria-label="Attention of" data-testid="nbp-attention-mode" data-lm-suppress-shortcuts="true">
+      {MODES.map(([mode, off]) => (
+        <label key={mode} class={`${mode === now ? 'on' : ''}${off ? ' off' : ''}`} title={off}>
+          <input
+            type="radio"
+            name={name}
+            value={mode}
+            checked={mode === now}
+            disabled={!!off}
+            onKeyDown={(e) => e.stopPropagation()}
+            onChange={() => {
+              if (mode !== 'patched') store.mode.value = mode
+            }}
+          />
+          {mode}
+        </label>
+      ))}
+    </div>
+  )
+}
+
+/** Where one position looks, as bars on the prompt's own columns. */
+function Bars(props: { store: Store; frame: Frame; data: Attention; head: number; dest: number }): JSX.Element {
+  const { store, frame, data, head, dest } = props
+  const pair = store.pair
+  const { gutter, col } = frame.grid
+  const height = (run: number, src: number): string => `${100 * weight(data, run, { head, dest, src })}%`
+  const width = Math.max(2, Math.min(11, Math.floor(col / 3.2)))
+  return (
+    <div class="looks">
+      <p class="att-head">
+        <span class="dim">
+          Where <b>{plain(pair.clean_tokens[dest] ?? '')}</b> at {dest} looks
+        </span>
+        <span class="push" />
+        <span class="key">
+          <i class="solid" /> clean <i class="hollow" /> corrupted
+        </span>
+      </p>
+      <div class="bars" style={{ marginLeft: `${gutter}px`, width: `${col * data.src}px` }} aria-hidden="true">
+        <span class="one-line" />
+        <span class="half-line" />
+        {Array.from({ length: data.src }, (_, src) => (
+          // biome-ignore lint/suspicious/noArrayIndexKey: a position is its index
+          <span key={src} class="bar-col" style={{ width: `${col}px`, '--w': `${width}px` }}>
+            <i class="solid" style={{ height: height(0, src) }} />
+            <i class="hollow" style={{ height: height(1, src) }} />
+          </span>
+        ))}
+      </div>
+      {!frame.upright && (
+        <div class="bar-names" style={{ marginLeft: `${gutter}px` }} aria-hidden="true">
+          {pair.clean_tokens.map((t, i) => (
+            // biome-ignore lint/suspicious/noArrayIndexKey: a position is its index
+            <span key={i} class={pair.differs.includes(i) ? 'on' : ''} style={{ width: `${col}px` }}>
+              {i === 0 && pair.has_bos ? 'bos' : visible(t)}
+              {pair.differs.includes(i) && `/${visible(pair.corrupted_tokens[i] ?? '').replace(/^·/, '')}`}
+            </span>
+          ))}
+        </div>
+      )}
+    </div>
+  )
+}
