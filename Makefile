@@ -38,8 +38,9 @@ $(STAMPS)/dev: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python
 	@$(PIP) -e '.[dev]'
 	@mkdir -p $(@D) && touch $@ $(STAMPS)/notebook
 
+# `npm ci` refuses a lock file without the packages of other platforms, which not every registry has.
 $(STAMPS)/js: js/package.json js/package-lock.json $(STAMPS)/dev
-	$(NPM) ci --no-audit --no-fund
+	$(NPM) install --no-save --no-audit --no-fund --loglevel=error
 	@mkdir -p $(@D) && touch $@
 
 demo: $(STAMPS)/notebook ## run the first notebook on the embedded model; results in build/demo

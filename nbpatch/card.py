@@ -56,9 +56,9 @@ def _model(model: Mapping[str, Any]) -> str:
 
 def _prompts(pairs: Sequence[Mapping[str, Any]]) -> str:
     first = pairs[0]
-    answer, wrong = (" or ".join(map(repr, first[name])) for name in ("answer", "wrong"))
+    answers = " against ".join(" or ".join(map(repr, first[name])) for name in ("answer", "wrong") if first[name])
     many = f"{len(pairs)} pairs, the first: " if len(pairs) > 1 else ""
-    return f"{many}clean {first['clean']!r}, corrupted {first['corrupted']!r}, answer {answer}{f' against {wrong}' if wrong else ''}."
+    return f"{many}clean {first['clean']!r}, corrupted {first['corrupted']!r}, answer {answers}."
 
 
 def _metric(metric: Mapping[str, Any], baselines: xr.Dataset) -> str:

@@ -114,7 +114,8 @@ class Result:
         Raises:
             ResultError: fewer than two pairs, or a level outside (0, 1).
         """
-        pairs = self.data.sizes.get("pair", 0)
+        name = self._metric(metric)
+        pairs = self.data.sizes["pair"]
         if pairs < 2:
             seen = f"{pairs} pair"
             raise ResultError(
@@ -122,7 +123,6 @@ class Result:
             )
         if not 0 < level < 1:
             raise ResultError("level is a share.", where="interval", seen=f"level={level}", fix="level=0.95")
-        name = self._metric(metric)
         above = self._values(name) - self.baselines["corrupted"].sel(metric=name, drop=True)
         draws = np.random.default_rng(seed).integers(0, pairs, (n, pairs))
         times = np.stack([(draws == pair).sum(1) for pair in range(pairs)], 1)

@@ -4,7 +4,6 @@ Source: TransformerLens 4.3, `TransformerBridge.to_tokens` and `setup_tokenizer`
 """
 
 import difflib
-import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from typing import Any
 
 from nbpatch.errors import AnswerError, PromptError
 
-_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _OPENERS = "([{<=/\\_-–—+*^~#@$€£“‘«¿¡&|"
 _UNSPACED_SCRIPTS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "IDEOGRAPHIC")
 _JOINERS = "\u200c\u200d"
@@ -113,13 +111,10 @@ def token_text(tokenizer: Any, token: int) -> str:
     if raw is None:
         return f"<id {token}>"
     raw = str(raw)
-    byte = _BYTE_PIECE.fullmatch(raw)
-    if byte is not None:
-        return _from_bytes(bytes([int(byte[1], 16)]))
     if raw.startswith("▁"):
         return raw.replace("▁", " ")
     text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
-    if "\ufffd" in text and "\ufffd" not in raw and all(letter in _BYTES for letter in raw):
+    if "\ufffd" in text and all(letter in _BYTES for letter in raw):
         return _from_bytes(bytes(_BYTES[letter] for letter in raw))
     return text
 

@@ -314,12 +314,15 @@ def test_stopping_keeps_what_is_finished(how, monkeypatch):
 def test_a_patch_at_the_wrong_place_fails_the_run(monkeypatch):
     model = load((micro.gpt2(), micro.tokenizer()))
     assert model.capabilities
-    real_name = model.hook_name
-    other = str(real_name("q", 1))
-    monkeypatch.setattr(
-        model, "hook_name", lambda component, layer: other if layer == 1 else real_name(component, layer)
-    )
-    with pytest.raises(PatchNotApplied, match=r"the patch at attn_out\[1\] does not fit"):
+    real_name, asked = model.hook_name, []
+
+    def moved(component: str, layer: int) -> str | None:
+        """The right place while the source is traced, another one when patches are written."""
+        asked.append(layer)
+        return real_name("q" if asked.count(layer) > 1 else component, layer)
+
+    monkeypatch.setattr(model, "hook_name", moved)
+    with pytest.raises(PatchNotApplied, match=r"the patch at attn_out\[0\] does not fit"):
         patch(model, PAIR, "attn_out")
 
 

@@ -186,7 +186,7 @@ def test_a_newer_request_supersedes_a_running_one(page: Page, monkeypatch) -> No
 
 
 def slow_waves(monkeypatch: pytest.MonkeyPatch) -> None:
-    import nbpatch.engine.loop as loop
+    from nbpatch.engine import loop
 
     plain = loop.replay
 

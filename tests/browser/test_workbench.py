@@ -35,9 +35,10 @@ def book(open_book):
 @pytest.fixture
 def at_rest(book):
     """The notebook with the controls as the cell set them and nothing selected."""
-    book.turn("both")
     book.select("nbp-component", "z")
-    book.eventually("[bench().result.provenance[k] for k in ('component', 'direction')]", ["z", "both"])
+    book.eventually("bench().result.provenance['component']", "z")
+    book.turn("both")
+    book.eventually("bench().result.provenance['direction']", "both")
     book.eventually("bench().widget.status['state']", "done")
     book.part("nbp-heatmap").focus()
     book.page.keyboard.press("Escape")
@@ -153,6 +154,12 @@ def test_another_component_is_run_and_streamed_in(at_rest):
     )
     assert at_rest.python("bool(np.isfinite(bench().result.data['logit_diff']).all())") is True
     assert at_rest.python("len(bench().results)") >= 4
+
+
+def test_quick_changes_are_all_kept(at_rest):
+    at_rest.turn("noising")
+    at_rest.select("nbp-component", "q")
+    at_rest.eventually("[bench().result.provenance[k] for k in ('component', 'direction')]", ["q", "noising"], 10)
 
 
 def test_another_metric_needs_no_run(at_rest):
