@@ -191,6 +191,8 @@ class Model:
         """Returns the logits at the last position of each row, with `hooks` on the given hook points.
 
         Only the last position is unembedded: the unembedding of all positions costs a quarter of a GPT-2 forward.
+        Without autograd, always: with it a Bridge hands its hooks another tensor than the one the residual connection
+        holds on to, and a patch in the middle of the residual stream would reach the MLP only.
         """
         bridge = self.bridge
         if bridge.training:

@@ -134,6 +134,19 @@ def test_sweeps_equal_transformer_lens(name, direction):
             np.testing.assert_allclose(ours.transpose(*over), np.asarray(theirs), atol=TOLERANCE, err_msg=function)
 
 
+@pytest.mark.skipif(not micro.STORIES.is_dir(), reason="../shared/models is not here")
+def test_with_autograd_on_the_residual_stream_is_still_patched_whole():
+    """Under autograd `transformer_lens.patching` misses the residual connection at resid_mid; our values do not move."""
+    model = real("stories260K")
+    with torch.enable_grad():
+        tracked = patch(model, STORIES_PAIR, "resid_mid")
+    with torch.no_grad():
+        plain = patch(model, STORIES_PAIR, "resid_mid")
+    np.testing.assert_array_equal(tracked.data["logit_diff"], plain.data["logit_diff"])
+    last = float(tracked.recovered().isel(layer=-1, pos=-1))
+    assert last == pytest.approx(1, abs=TOLERANCE)
+
+
 @st.composite
 def prompts(draw: st.DrawFn) -> tuple[str, str]:
     """Two prompts of equal length over the small vocabulary that differ in one or two words."""

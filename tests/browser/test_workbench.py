@@ -183,13 +183,14 @@ def test_an_edited_prompt_is_run(at_rest):
     at_rest.eventually("bench().pairs[0].corrupted", CORRUPTED)
 
 
-def test_a_prompt_that_cannot_be_used_says_why_and_keeps_the_map(at_rest):
+def test_a_prompt_that_cannot_be_used_says_why_and_keeps_the_map(at_rest, screens):
     at_rest.type_into("nbp-clean", CLEAN.replace("drink", "drnk"))
     error = at_rest.part("nbp-error")
     error.wait_for()
     assert "drnk" in error.inner_text()
     assert at_rest.part("nbp-heatmap").is_visible()
     assert at_rest.python("bench().pairs[0].clean") == CLEAN
+    at_rest.page.screenshot(path=screens / "error.png")
     at_rest.type_into("nbp-clean", CLEAN)
     error.wait_for(state="hidden")
 
@@ -203,23 +204,27 @@ def test_a_reloaded_page_shows_the_same_widget_alive(book):
     book.eventually("bench().selection", {"layer": 1, "head": 1})
 
 
-def test_light_and_dark(book, screens):
-    root = book.part("nbp-root")
+def test_light_and_dark(at_rest, screens):
+    root = at_rest.part("nbp-root")
     lightness = {}
     for theme in ("JupyterLab Light", "JupyterLab Dark"):
-        book.command("apputils:change-theme", theme=theme)
-        book.page.wait_for_function(
+        at_rest.command("apputils:change-theme", theme=theme)
+        at_rest.page.wait_for_function(
             "dark => document.body.dataset.jpThemeLight === String(!dark)", arg=theme.endswith("Dark")
         )
-        book.page.wait_for_timeout(600)
-        root.scroll_into_view_if_needed()
         name = theme.split()[-1].lower()
-        root.screenshot(path=screens / f"workbench-{name}.png")
-        book.page.screenshot(path=screens / f"lab-{name}.png")
+        for direction in ("denoising", "both"):
+            at_rest.turn(direction)
+            at_rest.eventually("bench().result.provenance['direction']", direction)
+            at_rest.click(2, 1)
+            at_rest.part("nbp-attention").wait_for()
+            at_rest.page.wait_for_timeout(600)
+            root.screenshot(path=screens / f"workbench-{direction}-{name}.png")
+        at_rest.page.screenshot(path=screens / f"lab-{name}.png")
         lightness[name] = sum(
             map(int, re.findall(r"\d+", root.evaluate("e => getComputedStyle(e).backgroundColor"))[:3])
         )
-    book.command("apputils:change-theme", theme="JupyterLab Light")
+    at_rest.command("apputils:change-theme", theme="JupyterLab Light")
     assert lightness["light"] > 700
     assert lightness["dark"] < 150
 
