@@ -1,4 +1,4 @@
-"""Fails when fewer tests ran than should exist: `at_least.py report.xml=120 …` (JUnit files; skipped ones do not count)."""
+"""Fails when fewer tests ran than should exist: `at_least.py report.xml=120 …`; skipped ones do not count."""
 
 import sys
 import xml.etree.ElementTree as ET

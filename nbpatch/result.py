@@ -4,6 +4,7 @@ A saved result opens, computes, prints and plots on a machine with neither torch
 """
 
 import json
+import math
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -322,16 +323,22 @@ def _bootstrap(above: Floats, gap: Floats, times: NDArray[np.int64], level: floa
 
 
 def _table(frame: pd.DataFrame) -> list[str]:
-    """Returns a frame as aligned lines, numbers with a sign and two decimals."""
+    """Returns a frame as aligned lines, numbers with a sign and as many decimals as the largest needs."""
     if frame.empty:
         return ["no cell has a value"]
     shown = frame.drop(columns="state")
     for name in ("effect", "share", "recovered"):
-        shown[name] = [f"{value:+.2f}" for value in frame[name]]
+        digits = _digits(frame[name].abs().max())
+        shown[name] = [f"{value:+.{digits}f}" for value in frame[name]]
     for name in frame.columns:
         if name.endswith("_token"):
             shown[name] = [repr(value) for value in frame[name]]
     return shown.to_string(index=False).splitlines()
+
+
+def _digits(most: float) -> int:
+    """Returns how many decimals show two figures of the largest of some numbers; two at least, eight at most."""
+    return min(8, max(2, 1 - math.floor(math.log10(most)))) if most > 0 else 2
 
 
 def read(path: str | os.PathLike[str]) -> Result:

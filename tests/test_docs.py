@@ -90,10 +90,9 @@ def test_the_table_of_contributing_is_that_of_the_layers_test():
     from test_layers import ROWS
 
     for row, modules in re.findall(r"^\| (\d) \| ([^|]*) \|", CONTRIBUTING, re.MULTILINE):
-        for name in re.findall(r"[a-z_]+", modules.split("(")[0]):
+        for name in re.findall(r"[a-z_]+", re.sub(r"\(.*\)|beside (it|them)|above both", "", modules)):
             module = {"__init__": "nbpatch"}.get(name, f"nbpatch.{name}")
-            if name not in ("beside", "them"):
-                assert int(ROWS[module]) == int(row), name
+            assert int(ROWS[module]) == int(row), name
 
 
 def test_the_python_of_the_readme_runs(tmp_path):

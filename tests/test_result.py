@@ -288,6 +288,11 @@ def test_the_text_form():
     assert repr(attention()) == "Result of attention on small (run 2, layer 2, head 3, dest 4, src 4, pair 1)"
 
 
+def test_small_effects_are_not_shown_as_nothing():
+    one = result(0.0004, clean=(0.001,), corrupted=(0.0,))
+    assert "+0.00040 +0.40" in repr(one)
+
+
 # Reasons.
 
 

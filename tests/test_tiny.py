@@ -10,7 +10,7 @@ from nbpatch.prompts import encode, token_text
 from nbpatch.tiny import check, folder, words
 from nbpatch.tiny.corpus import TASKS, examples
 from nbpatch.tiny.tokenizer import BOS, UNKNOWN, build, vocabulary
-from nbpatch.tiny.train import N_CTX, main, new_model, train
+from nbpatch.tiny.train import N_CTX, main, new_model, save, train
 
 WEIGHTS = folder() / "model.safetensors"
 CARD = Path(check.__file__).with_name("README.md")
@@ -130,8 +130,7 @@ def test_the_command_line_passes_the_shipped_model(capsys):
 def test_the_command_line_refuses_an_untrained_model(tmp_path, capsys):
     torch.manual_seed(0)
     tokenizer = build(N_CTX)
-    new_model(len(tokenizer)).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    save(new_model(len(tokenizer)), tokenizer, tmp_path)
     assert main(["--check", str(tmp_path)]) == 1
     assert "not as it must be: ioi" in capsys.readouterr().out
 

@@ -1,13 +1,13 @@
 // The whole widget, top to bottom, and what it knows of the room it has.
 
-import type { JSX } from 'preact'
-import { useEffect, useLayoutEffect, useReducer, useRef, useState } from 'preact/hooks'
-import { AttentionPanel } from './attention'
+import { AttentionPanel, askForAttention } from './attention'
 import { Bar, Progress } from './bar'
+import { type Child, h, patch, type VNode } from './dom'
 import { Card, Failure, Footer } from './foot'
 import { gridFor, NARROW, UPRIGHT, WIDE } from './geometry'
 import { Header, Sentence } from './head'
 import { Inspector } from './inspector'
+import { followTheme, type Look, look } from './look'
 import { type Frame, HeatMaps } from './map'
 import { handOver } from './save'
 import { Quadrants } from './scatter'
@@ -15,7 +15,6 @@ import type { Store } from './store'
 import { Strips } from './strips'
 import { STYLE } from './style'
 import { TOKENS } from './style.generated'
-import { followTheme, type Look, look } from './look'
 
 const SIDE = 304
 const GUESS = 900
@@ -32,43 +31,16 @@ export function frameFor(width: number, tokens: readonly string[], seen: Look, f
   return { grid, space, narrow, upright, theme: seen.theme, font, background }
 }
 
-export function App({ store }: { store: Store }): JSX.Element {
-  const root = useRef<HTMLDivElement>(null)
-  const [seen, setSeen] = useState<Look>({ theme: 'light', background: null })
-  const [font, setFont] = useState('sans-serif')
-  const [, again] = useReducer((n: number) => n + 1, 0)
-  useLayoutEffect(() => {
-    const el = root.current
-    const view = el?.ownerDocument.defaultView
-    if (!el || !view) return
-    const measure = () => {
-      store.width.value = el.clientWidth
-      setFont(view.getComputedStyle(el).fontFamily || 'sans-serif')
-    }
-    const themed = () => {
-      const now = look(el.parentElement ?? el)
-      setSeen((old) => (now.theme === old.theme && now.background === old.background ? old : now))
-    }
-    const unwatch = store.watch(() => again(undefined))
-    measure()
-    themed()
-    const observer = view.ResizeObserver ? new view.ResizeObserver(measure) : null
-    observer?.observe(el)
-    const unfollow = followTheme(el, themed)
-    return () => {
-      observer?.disconnect()
-      unfollow()
-      unwatch()
-    }
-  }, [])
-  useExports(store, root)
-  const width = store.width.value || GUESS
-  const frame = frameFor(width, store.pair.clean_tokens, seen, font)
-  const focus = (testid: string) => root.current?.querySelector<HTMLElement>(`[data-testid="${testid}"]`)?.focus()
-  const { theme, background } = seen
+interface Room {
+  seen: Look
+  font: string
+}
+
+function App({ store, room }: { store: Store; room: Room }): Child {
+  const frame = frameFor(store.width.value || GUESS, store.pair.clean_tokens, room.seen, room.font)
+  const { theme, background } = room.seen
   return (
     <div
-      ref={root}
       class="nbp"
       data-testid="nbp-root"
       data-theme={theme}
@@ -78,7 +50,7 @@ export function App({ store }: { store: Store }): JSX.Element {
       <div class="inside">
         <Header store={store} />
         <Failure store={store} />
-        <Sentence store={store} focus={focus} />
+        <Sentence store={store} />
         <Bar store={store} />
         <Progress store={store} />
         <div class="main">
@@ -99,14 +71,53 @@ export function App({ store }: { store: Store }): JSX.Element {
   )
 }
 
+/** Draws the widget into an element and keeps it true to its store; returns what takes it off again. */
+export function show(el: HTMLElement, store: Store): () => void {
+  const page = el.ownerDocument
+  const view = page.defaultView as Window & typeof globalThis
+  let room: Room = { seen: look(el), font: 'sans-serif' }
+  let tree: VNode[] = []
+  let due = false
+  let gone = false
+  const draw = () => {
+    due = false
+    if (gone) return
+    tree = patch(el, tree, <App store={store} room={room} />)
+    askForAttention(store)
+  }
+  const soon = () => {
+    if (!due) queueMicrotask(draw)
+    due = true
+  }
+  draw()
+  const root = el.querySelector('.nbp') as HTMLElement
+  const measure = () => {
+    room = { seen: look(el), font: view.getComputedStyle(root).fontFamily || room.font }
+    store.width.value = root.clientWidth
+    soon()
+  }
+  measure()
+  draw()
+  const observer = view.ResizeObserver ? new view.ResizeObserver(measure) : null
+  observer?.observe(root)
+  const stops = [store.watch(soon), followTheme(el, measure), handExports(store, page)]
+  return () => {
+    gone = true
+    observer?.disconnect()
+    for (const stop of stops) stop()
+    patch(el, tree, [])
+  }
+}
+
 /** Hands what Python exported to the browser as it arrives. */
-function useExports(store: Store, root: { current: HTMLElement | null }): void {
-  const made = store.exported.value
-  useEffect(() => {
-    const page = root.current?.ownerDocument
-    if (!made || !page) return
+function handExports(store: Store, page: Document): () => void {
+  let last = store.exported.value
+  return store.watch(() => {
+    const made = store.exported.value
+    if (!made || made === last) return
+    last = made
     handOver(page, made).then((said) => {
       store.notice.value = said
     })
-  }, [made])
+  })
 }

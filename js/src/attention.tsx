@@ -1,11 +1,10 @@
 // Attention of the chosen head on both runs, beside the map that led to it.
 
-import type { JSX } from 'preact'
-import { useEffect, useId, useState } from 'preact/hooks'
-import type { Frame } from './map'
-import { type Look, Matrix, SMALL, Thumbnails, weight } from './matrix'
+import { type Child, h } from './dom'
 import { plain, tableNumber, visible } from './format'
-import type { Mode, Store } from './store'
+import type { Frame } from './map'
+import { Matrix, SMALL, Thumbnails, weight } from './matrix'
+import type { Look, Mode, Store } from './store'
 import { Run, Select } from './ui'
 import type { Attention } from './wire'
 
@@ -17,8 +16,13 @@ const MODES: [Mode | 'patched', string][] = [
 ]
 
 /** From and to: under the pointer, else named by the selection, else the answer position and where it looks most. */
-function focusOf(store: Store, layer: Attention | undefined, head: number, look: Look): { dest: number; src: number } {
-  const cell = store.selection.value
+function focusOf(
+  store: Store,
+  layer: Attention | undefined,
+  head: number,
+  look: Look,
+): { dest: number; src: number } {
+  const cell = store.chosen
   const pair = store.pair
   const dest = look.dest ?? (typeof cell?.dest === 'number' ? cell.dest : pair.clean_end)
   const named = cell?.src ?? (cell?.dest === undefined ? cell?.pos : undefined)
@@ -31,28 +35,23 @@ function focusOf(store: Store, layer: Attention | undefined, head: number, look:
   return { dest, src: Math.max(0, src) }
 }
 
-export function AttentionPanel({ store, frame }: { store: Store; frame: Frame }): JSX.Element | null {
-  const [look, setLook] = useState<Look>({ dest: null, src: null })
+export function AttentionPanel({ store, frame }: { store: Store; frame: Frame }): Child {
+  const look = store.look.value
   const { layer, head } = store.looking
-  const { n_layers, n_heads } = store.spec.value.model
-  const tokens = store.pair.clean_tokens.length
   const wide = store.width.value >= 1100
-  const all = wide && n_layers * n_heads * tokens ** 2 * 8 <= SMALL
-  const pair = store.shown.value.pair
-  const here = store.attention.value.size
-  const idle = store.status.value.state !== 'running'
-  // biome-ignore lint/correctness/useExhaustiveDependencies: asks again when any of these changed
-  useEffect(() => {
-    store.wantAttention(layer)
-    if (all && idle) for (let l = 0; l < n_layers; l++) store.wantAttention(l)
-  }, [layer, all, pair, here, idle])
   const data = store.attentionOf(layer)
   const mode = store.mode.value
   const at = focusOf(store, data, head, look)
   const modes: Mode[] = frame.narrow ? [mode] : ['clean', 'corrupted', 'difference']
-  if (!data && !store.spec.value.can_run && !here) return null
+  if (!data && !store.spec.value.can_run && !store.attention.value.size) return null
   return (
-    <section class="attention" data-testid="nbp-attention" data-layer={layer} data-head={head} data-mode={mode}>
+    <section
+      class="attention"
+      data-testid="nbp-attention"
+      data-layer={layer}
+      data-head={head}
+      data-mode={mode}
+    >
       <div class="att-head">
         <h4>
           Attention of layer {layer}, head {head}
@@ -76,9 +75,18 @@ export function AttentionPanel({ store, frame }: { store: Store; frame: Frame })
                 <span>
                   {m !== 'difference' && <Run run={m} />} {m}
                 </span>
-                <span class="dim">{tableNumber(valueOf(data, m, { head, ...at }))}</span>
+                <span class="dim">{tableNumber(weightIn(data, m, { head, ...at }))}</span>
               </figcaption>
-              <Matrix data={data} head={head} mode={m} frame={frame} at={at} onLook={setLook} count={modes.length} wide={wide} />
+              <Matrix
+                data={data}
+                head={head}
+                mode={m}
+                frame={frame}
+                at={at}
+                onLook={(next) => store.lookTo(next)}
+                count={modes.length}
+                wide={wide}
+              />
             </figure>
           ))}
         </div>
@@ -90,17 +98,37 @@ export function AttentionPanel({ store, frame }: { store: Store; frame: Frame })
   )
 }
 
+/** Asks for what the panel needs: the head's layer, and all layers for the thumbnails where they are small. */
+export function askForAttention(store: Store): void {
+  const { n_layers, n_heads } = store.spec.value.model
+  store.wantAttention(store.looking.layer)
+  const small = n_layers * n_heads * store.pair.clean_tokens.length ** 2 * 8 <= SMALL
+  if (store.width.value >= 1100 && small && store.status.value.state !== 'running')
+    for (let layer = 0; layer < n_layers; layer++) store.wantAttention(layer)
+}
+
 const waiting = (store: Store, layer: number): string =>
-  store.spec.value.can_run ? `Reading the attention of layer ${layer} …` : `The attention of layer ${layer} is not in this page.`
+  store.spec.value.can_run
+    ? `Reading the attention of layer ${layer} …`
+    : `The attention of layer ${layer} is not in this page.`
 
-export const valueOf = (data: Attention, mode: Mode, at: { head: number; dest: number; src: number }): number =>
-  mode === 'difference' ? weight(data, 0, at) - weight(data, 1, at) : weight(data, mode === 'clean' ? 0 : 1, at)
+export const weightIn = (
+  data: Attention,
+  mode: Mode,
+  at: { head: number; dest: number; src: number },
+): number =>
+  mode === 'difference'
+    ? weight(data, 0, at) - weight(data, 1, at)
+    : weight(data, mode === 'clean' ? 0 : 1, at)
 
-function HeadPicker({ store }: { store: Store }): JSX.Element {
+function HeadPicker({ store }: { store: Store }): Child {
   const { n_layers, n_heads } = store.spec.value.model
   const { layer, head } = store.looking
   const there = (l: number): boolean => store.spec.value.can_run || !!store.attentionOf(l)
-  const options = Array.from({ length: n_layers * n_heads }, (_, i) => [Math.floor(i / n_heads), i % n_heads] as const)
+  const options = Array.from(
+    { length: n_layers * n_heads },
+    (_, i) => [Math.floor(i / n_heads), i % n_heads] as const,
+  )
     .filter(([l]) => there(l))
     .map(([l, h]) => ({ value: `${l}.${h}`, label: `${l}.${h}` }))
   return (
@@ -118,16 +146,21 @@ function HeadPicker({ store }: { store: Store }): JSX.Element {
   )
 }
 
-function Modes({ store }: { store: Store }): JSX.Element {
-  const name = useId()
+function Modes({ store }: { store: Store }): Child {
   const now = store.mode.value
   return (
-    <div class="segments" role="radiogroup" aria-label="Attention of" data-testid="nbp-attention-mode" data-lm-suppress-shortcuts="true">
+    <div
+      class="segments"
+      role="radiogroup"
+      aria-label="Attention of"
+      data-testid="nbp-attention-mode"
+      data-lm-suppress-shortcuts="true"
+    >
       {MODES.map(([mode, off]) => (
         <label key={mode} class={`${mode === now ? 'on' : ''}${off ? ' off' : ''}`} title={off}>
           <input
             type="radio"
-            name={name}
+            name={`${store.id}m`}
             value={mode}
             checked={mode === now}
             disabled={!!off}
@@ -144,7 +177,7 @@ function Modes({ store }: { store: Store }): JSX.Element {
 }
 
 /** Where one position looks, as bars on the prompt's own columns. */
-function Bars(props: { store: Store; frame: Frame; data: Attention; head: number; dest: number }): JSX.Element {
+function Bars(props: { store: Store; frame: Frame; data: Attention; head: number; dest: number }): Child {
   const { store, frame, data, head, dest } = props
   const pair = store.pair
   const { gutter, col } = frame.grid
@@ -161,11 +194,14 @@ function Bars(props: { store: Store; frame: Frame; data: Attention; head: number
           <i class="solid" /> clean <i class="hollow" /> corrupted
         </span>
       </p>
-      <div class="bars" style={{ marginLeft: `${gutter}px`, width: `${col * data.src}px` }} aria-hidden="true">
+      <div
+        class="bars"
+        style={{ 'margin-left': `${gutter}px`, width: `${col * data.src}px` }}
+        aria-hidden="true"
+      >
         <span class="one-line" />
         <span class="half-line" />
         {Array.from({ length: data.src }, (_, src) => (
-          // biome-ignore lint/suspicious/noArrayIndexKey: a position is its index
           <span key={src} class="bar-col" style={{ width: `${col}px`, '--w': `${width}px` }}>
             <i class="solid" style={{ height: height(0, src) }} />
             <i class="hollow" style={{ height: height(1, src) }} />
@@ -173,9 +209,8 @@ function Bars(props: { store: Store; frame: Frame; data: Attention; head: number
         ))}
       </div>
       {!frame.upright && (
-        <div class="bar-names" style={{ marginLeft: `${gutter}px` }} aria-hidden="true">
+        <div class="bar-names" style={{ 'margin-left': `${gutter}px` }} aria-hidden="true">
           {pair.clean_tokens.map((t, i) => (
-            // biome-ignore lint/suspicious/noArrayIndexKey: a position is its index
             <span key={i} class={pair.differs.includes(i) ? 'on' : ''} style={{ width: `${col}px` }}>
               {i === 0 && pair.has_bos ? 'bos' : visible(t)}
               {pair.differs.includes(i) && `/${visible(pair.corrupted_tokens[i] ?? '').replace(/^·/, '')}`}

@@ -1,7 +1,6 @@
 // The controls: direction, component, metric, source, run and cancel, and how far a run is.
 
-import type { JSX } from 'preact'
-import { useId } from 'preact/hooks'
+import { type Child, h } from './dom'
 import type { Store } from './store'
 import { Icon, Play, Select, Square, Turn } from './ui'
 import type { Choice } from './wire'
@@ -14,7 +13,7 @@ const DIRECTIONS: [Choice, string][] = [
   ['both', 'Both'],
 ]
 
-export function Bar({ store }: { store: Store }): JSX.Element {
+export function Bar({ store }: { store: Store }): Child {
   const { metric } = store.shown.value
   const metrics = store.spec.value.metrics.map((m) => ({
     value: m.name,
@@ -48,18 +47,27 @@ export function Bar({ store }: { store: Store }): JSX.Element {
   )
 }
 
-function Directions({ store }: { store: Store }): JSX.Element {
-  const name = useId()
+function Directions({ store }: { store: Store }): Child {
   const now = store.shown.value.direction
   return (
-    <div class="segments" role="radiogroup" aria-label="Direction" data-testid="nbp-direction" data-lm-suppress-shortcuts="true">
+    <div
+      class="segments"
+      role="radiogroup"
+      aria-label="Direction"
+      data-testid="nbp-direction"
+      data-lm-suppress-shortcuts="true"
+    >
       {DIRECTIONS.map(([value, label]) => {
         const off = !store.can({ direction: value })
         return (
-          <label key={value} class={`${value === now ? 'on' : ''}${off ? ' off' : ''}`} title={off ? MISSING : ''}>
+          <label
+            key={value}
+            class={`${value === now ? 'on' : ''}${off ? ' off' : ''}`}
+            title={off ? MISSING : ''}
+          >
             <input
               type="radio"
-              name={name}
+              name={`${store.id}d`}
               value={value}
               checked={value === now}
               disabled={off}
@@ -75,7 +83,7 @@ function Directions({ store }: { store: Store }): JSX.Element {
   )
 }
 
-function Components({ store }: { store: Store }): JSX.Element {
+function Components({ store }: { store: Store }): Child {
   const now = store.shown.value.component
   const known = store.spec.value.components
   const why = (name: string): string => {
@@ -121,7 +129,7 @@ function Components({ store }: { store: Store }): JSX.Element {
   )
 }
 
-function Work({ store }: { store: Store }): JSX.Element {
+function Work({ store }: { store: Store }): Child {
   const { state, done, total } = store.status.value
   const off = !store.spec.value.can_run
   if (state === 'running')
@@ -130,7 +138,12 @@ function Work({ store }: { store: Store }): JSX.Element {
         <span class="count">
           {done} of {total}
         </span>
-        <button type="button" class="button" data-testid="nbp-cancel" onClick={() => store.host.send({ type: 'cancel' })}>
+        <button
+          type="button"
+          class="button"
+          data-testid="nbp-cancel"
+          onClick={() => store.host.send({ type: 'cancel' })}
+        >
           <Square />
           Cancel
         </button>
@@ -161,7 +174,7 @@ function Work({ store }: { store: Store }): JSX.Element {
   )
 }
 
-export function Progress({ store }: { store: Store }): JSX.Element {
+export function Progress({ store }: { store: Store }): Child {
   const { state, done, total } = store.status.value
   const share = total > 0 ? done / total : 0
   return (

@@ -5,7 +5,8 @@ import { SCALE } from './style.generated'
 export type Theme = 'light' | 'dark'
 export type Rgb = [number, number, number]
 
-export const parse = (hex: string): Rgb => [1, 3, 5].map((i) => Number.parseInt(hex.slice(i, i + 2), 16)) as Rgb
+export const parse = (hex: string): Rgb =>
+  [1, 3, 5].map((i) => Number.parseInt(hex.slice(i, i + 2), 16)) as Rgb
 
 export const mix = (a: Rgb, b: Rgb, t: number): Rgb =>
   a.map((x, i) => Math.round(x + ((b[i] as number) - x) * t)) as Rgb

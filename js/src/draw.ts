@@ -1,8 +1,8 @@
 // Paints a table of cells onto a canvas: colours, numbers, and the four kinds of nothing, each its own way.
 
+import { css, diverging, mix, parse, pool, type Rgb, type Theme, textOn } from './colour'
 import { cellNumber } from './format'
 import type { Grid, Rows } from './geometry'
-import { css, diverging, mix, parse, pool, type Rgb, type Theme, textOn } from './colour'
 import { TOKENS } from './style.generated'
 import { at, type Table, yardstick } from './table'
 import { State } from './wire'
@@ -10,9 +10,27 @@ import { State } from './wire'
 /** The parts of a 2-D context that are used, so that tests can watch what is drawn. */
 export type Pen = Pick<
   CanvasRenderingContext2D,
-  | 'fillStyle' | 'strokeStyle' | 'lineWidth' | 'font' | 'textAlign' | 'textBaseline'
-  | 'fillRect' | 'fillText' | 'beginPath' | 'moveTo' | 'lineTo' | 'stroke' | 'fill' | 'rect' | 'arc' | 'roundRect'
-  | 'save' | 'restore' | 'clip' | 'clearRect' | 'strokeRect'
+  | 'fillStyle'
+  | 'strokeStyle'
+  | 'lineWidth'
+  | 'font'
+  | 'textAlign'
+  | 'textBaseline'
+  | 'fillRect'
+  | 'fillText'
+  | 'beginPath'
+  | 'moveTo'
+  | 'lineTo'
+  | 'stroke'
+  | 'fill'
+  | 'rect'
+  | 'arc'
+  | 'roundRect'
+  | 'save'
+  | 'restore'
+  | 'clip'
+  | 'clearRect'
+  | 'strokeRect'
 >
 
 export interface Scene {
@@ -46,7 +64,12 @@ interface Box {
 
 export function boxOf(scene: Pick<Scene, 'grid' | 'rows'>, row: number, col: number): Box {
   const gap = scene.grid.col < 14 || scene.rows.height < 10 ? 0.5 : 1
-  return { x: col * scene.grid.col, y: scene.rows.top[row] as number, w: scene.grid.col - gap, h: scene.rows.height - gap }
+  return {
+    x: col * scene.grid.col,
+    y: scene.rows.top[row] as number,
+    w: scene.grid.col - gap,
+    h: scene.rows.height - gap,
+  }
 }
 
 function drawCell(pen: Pen, scene: Scene, row: number, col: number): void {
@@ -57,7 +80,8 @@ function drawCell(pen: Pen, scene: Scene, row: number, col: number): void {
   const state = table.map.state[index] ?? State.NotRun
   if (state === State.Exact) return dot(pen, box, theme)
   if (state === State.NotRun) return frame(pen, box, theme)
-  if (state === State.NoPosition || state === State.Failed || Number.isNaN(value)) return nothing(pen, box, theme, state)
+  if (state === State.NoPosition || state === State.Failed || Number.isNaN(value))
+    return nothing(pen, box, theme, state)
   const colour = diverging(value / scene.limit, theme)
   if (state === State.Estimate) return estimate(pen, box, boosted(value / scene.limit, theme))
   pen.fillStyle = css(colour)
@@ -97,7 +121,11 @@ function frame(pen: Pen, { x, y, w, h }: Box, theme: Theme): void {
 /** No value: −45° hatch and an outline; a missing position fainter than a failed run. */
 function nothing(pen: Pen, box: Box, theme: Theme, state: number): void {
   const t = TOKENS[theme]
-  hatch(pen, box, (state === State.NoPosition ? t.edge : t.ink3) as string, { step: 5, width: 0.8, rising: false })
+  hatch(pen, box, (state === State.NoPosition ? t.edge : t.ink3) as string, {
+    step: 5,
+    width: 0.8,
+    rising: false,
+  })
   pen.strokeStyle = t.edge as string
   pen.lineWidth = 1
   pen.strokeRect(box.x + 0.5, box.y + 0.5, box.w - 1, box.h - 1)
@@ -107,7 +135,12 @@ function nothing(pen: Pen, box: Box, theme: Theme, state: number): void {
 const estimate = (pen: Pen, box: Box, colour: Rgb): void =>
   hatch(pen, box, css(colour), { step: 4.5, width: 2.2, rising: true })
 
-function hatch(pen: Pen, box: Box, colour: string, look: { step: number; width: number; rising: boolean }): void {
+function hatch(
+  pen: Pen,
+  box: Box,
+  colour: string,
+  look: { step: number; width: number; rising: boolean },
+): void {
   const { x, y, w, h } = box
   pen.save()
   pen.beginPath()
@@ -132,15 +165,19 @@ export function drawPooled(pen: Pen, scene: Scene, width: number): void {
   const out = [Math.min(shape[0], Math.floor(rows.total)), Math.min(shape[1], Math.floor(width))] as const
   const values = new Float32Array(shape[0] * shape[1])
   for (let r = 0; r < shape[0]; r++)
-    for (let c = 0; c < shape[1]; c++) values[r * shape[1] + c] = (table.map.effect[at(table, r, c)] as number) / by
+    for (let c = 0; c < shape[1]; c++)
+      values[r * shape[1] + c] = (table.map.effect[at(table, r, c)] as number) / by
   const kept = pool(values, shape, out)
   const h = rows.total / out[0]
   const w = width / out[1]
   kept.forEach((index, i) => {
     const value = values[index] ?? Number.NaN
-    pen.fillStyle = Number.isNaN(value) ? (TOKENS[theme].bg2 as string) : css(diverging(value / scene.limit, theme))
+    pen.fillStyle = Number.isNaN(value)
+      ? (TOKENS[theme].bg2 as string)
+      : css(diverging(value / scene.limit, theme))
     pen.fillRect((i % out[1]) * w, Math.floor(i / out[1]) * h, w, h)
   })
 }
 
-export const isPooled = (scene: Pick<Scene, 'grid' | 'rows'>): boolean => scene.grid.col < 2 || scene.rows.height < 2
+export const isPooled = (scene: Pick<Scene, 'grid' | 'rows'>): boolean =>
+  scene.grid.col < 2 || scene.rows.height < 2

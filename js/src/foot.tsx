@@ -1,13 +1,13 @@
 // What is wrong, what is going on, and how it was measured.
 
-import type { JSX } from 'preact'
+import { type Child, h } from './dom'
 import type { Store } from './store'
+import { Token } from './strips'
 import { code } from './table'
 import { Run } from './ui'
-import { Token } from './strips'
 import { type HeatMap, State, type Trouble } from './wire'
 
-export function Failure({ store }: { store: Store }): JSX.Element | null {
+export function Failure({ store }: { store: Store }): Child {
   const error = store.error.value
   if (!error) return null
   const kept = store.current.length > 0
@@ -32,7 +32,7 @@ export function Failure({ store }: { store: Store }): JSX.Element | null {
 }
 
 /** Both prompts' tokens, marked from the position where they part. */
-function Apart({ strips }: { strips: NonNullable<Trouble['strips']> }): JSX.Element {
+function Apart({ strips }: { strips: NonNullable<Trouble['strips']> }): Child {
   return (
     <div class="strips wrap">
       {(['clean', 'corrupted'] as const).map((side) => (
@@ -44,7 +44,6 @@ function Apart({ strips }: { strips: NonNullable<Trouble['strips']> }): JSX.Elem
           <div class="over">
             <div class="row">
               {strips[side].map((text, i) => (
-                // biome-ignore lint/suspicious/noArrayIndexKey: a position is its index
                 <Token key={i} text={text} pos={i} differs={i >= strips.parts} />
               ))}
             </div>
@@ -59,7 +58,8 @@ const cells = (n: number): string => `${n.toLocaleString('en').replace(/,/g, ' '
 
 /** "59 cells run exactly · 41 exactly 0 by construction". */
 export function counts(maps: readonly HeatMap[]): string {
-  const of = (state: number): number => maps.reduce((n, m) => n + m.state.reduce((k, s) => k + (s === state ? 1 : 0), 0), 0)
+  const of = (state: number): number =>
+    maps.reduce((n, m) => n + m.state.reduce((k, s) => k + (s === state ? 1 : 0), 0), 0)
   const parts: [number, (n: number) => string][] = [
     [of(State.Measured), (n) => `${cells(n)} run exactly`],
     [of(State.Exact), (n) => `${n} exactly 0 by construction`],
@@ -71,9 +71,9 @@ export function counts(maps: readonly HeatMap[]): string {
   return parts.flatMap(([n, text]) => (n ? [text(n)] : [])).join(' · ')
 }
 
-export function Footer({ store }: { store: Store }): JSX.Element {
+export function Footer({ store }: { store: Store }): Child {
   const { state, text } = store.status.value
-  const cell = store.selection.value
+  const cell = store.chosen
   const shown = store.shown.value
   const idle = state === 'idle' || (state === 'done' && !text)
   return (
@@ -83,12 +83,14 @@ export function Footer({ store }: { store: Store }): JSX.Element {
       </span>
       <span class="push" />
       <span class="dim wide-only">arrows move · Enter pins · d turns the direction</span>
-      <code class="not-narrow">{cell ? code(shown.component, cell, { over: [...shown.over] }) : 'no selection'}</code>
+      <code class="not-narrow">
+        {cell ? code(shown.component, cell, { over: [...shown.over] }) : 'no selection'}
+      </code>
     </footer>
   )
 }
 
-export function Card({ store }: { store: Store }): JSX.Element {
+export function Card({ store }: { store: Store }): Child {
   return (
     <details class="card" data-testid="nbp-card">
       <summary>How this was measured</summary>

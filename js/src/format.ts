@@ -56,7 +56,8 @@ export function pieces(token: string): Piece[] {
   Array.from(token).forEach((c, i) => {
     if (c === ' ' && i > 0 && token.trim() !== '') add(c, false)
     else if (MARKS[c]) add(MARKS[c], true)
-    else if (isControl(c)) add(`U+${(c.codePointAt(0) ?? 0).toString(16).toUpperCase().padStart(4, '0')}`, true)
+    else if (isControl(c))
+      add(`U+${(c.codePointAt(0) ?? 0).toString(16).toUpperCase().padStart(4, '0')}`, true)
     else add(c, false)
   })
   return out

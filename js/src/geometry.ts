@@ -11,12 +11,16 @@ export interface Grid {
 export const NARROW = 640
 export const WIDE = 1100
 const LEAST = 12
+/** Columns up to which a map scrolls inside itself; more are made smaller, and pooled below 2 pixels. */
+const SCROLLS = 320
 
-/** The grid of `count` columns in `space` pixels; columns stop shrinking at 12, from there the map scrolls. */
+/** The grid of `count` columns in `space` pixels; columns stop shrinking at 12, from there the map scrolls; very many shrink on. */
 export function gridFor(space: number, count: number, narrow: boolean, most = 64): Grid {
-  const gutter = narrow ? 20 : 84
+  const gutter = narrow ? 24 : 84
   const right = narrow ? 0 : 86
-  const col = Math.floor((space - gutter - right) / Math.max(1, count))
+  const fits = (space - gutter - right) / Math.max(1, count)
+  if (count > SCROLLS) return { gutter, right, col: fits }
+  const col = Math.floor(fits)
   return { gutter, right, col: Math.max(LEAST, Math.min(most, col)) }
 }
 

@@ -1,7 +1,6 @@
 // The top of the widget: pairs, model, export; the sentence; the facts.
 
-import { useRef } from 'preact/hooks'
-import type { JSX } from 'preact'
+import { type Child, Fragment, h } from './dom'
 import { saveHere } from './save'
 import { facts, type Part, type Side, sentence } from './sentence'
 import type { Store } from './store'
@@ -10,7 +9,7 @@ import { Chip, Icon } from './ui'
 const brief = (text: string): string => (text.length > 24 ? `${text.slice(0, 22).trimEnd()}…` : text)
 const many = (n: number, word: string): string => `${n} ${word}${n === 1 ? '' : 's'}`
 
-export function Header({ store }: { store: Store }): JSX.Element {
+export function Header({ store }: { store: Store }): Child {
   const spec = store.spec.value
   const now = store.shown.value.pair
   const { model } = spec
@@ -19,7 +18,14 @@ export function Header({ store }: { store: Store }): JSX.Element {
     const off = pair < 0 || pair >= spec.pairs.length || !store.can({ pair })
     const title = by < 0 ? 'Previous pair' : 'Next pair'
     return (
-      <button type="button" class="ghost" aria-label={title} title={title} disabled={off} onClick={() => store.set({ pair })}>
+      <button
+        type="button"
+        class="ghost"
+        aria-label={title}
+        title={title}
+        disabled={off}
+        onClick={() => store.set({ pair })}
+      >
         <Icon name={by < 0 ? 'left' : 'right'} />
       </button>
     )
@@ -53,23 +59,23 @@ const KINDS: Record<string, string> = {
   magic: 'Copy as %%patch cell',
 }
 
-function Export({ store }: { store: Store }): JSX.Element {
-  const box = useRef<HTMLDetailsElement>(null)
-  const close = () => {
-    if (box.current) box.current.open = false
-  }
-  const choose = (kind: string) => {
-    close()
+function Export({ store }: { store: Store }): Child {
+  const choose = (kind: string, near: HTMLElement) => {
+    const box = near.closest('details')
+    if (box) box.open = false
     if (store.host.live) store.host.send({ type: 'export', kind })
-    else if (box.current) saveHere(store, kind, box.current)
+    else saveHere(store, kind, near)
   }
   return (
     <details
       class="export"
       data-testid="nbp-export"
-      ref={box}
-      onKeyDown={(e) => e.key === 'Escape' && close()}
-      onFocusOut={(e) => !box.current?.contains(e.relatedTarget as Node | null) && close()}
+      onKeyDown={(e) => {
+        if (e.key === 'Escape') e.currentTarget.open = false
+      }}
+      onFocusOut={(e) => {
+        if (!e.currentTarget.contains(e.relatedTarget as Node | null)) e.currentTarget.open = false
+      }}
     >
       <summary aria-label="Export">
         <Icon name="export" />
@@ -77,7 +83,7 @@ function Export({ store }: { store: Store }): JSX.Element {
       </summary>
       <div class="menu">
         {store.spec.value.exports.map((kind) => (
-          <button type="button" key={kind} data-kind={kind} onClick={() => choose(kind)}>
+          <button type="button" key={kind} data-kind={kind} onClick={(e) => choose(kind, e.currentTarget)}>
             {KINDS[kind] ?? kind}
           </button>
         ))}
@@ -86,7 +92,7 @@ function Export({ store }: { store: Store }): JSX.Element {
   )
 }
 
-export function Sentence({ store, focus }: { store: Store; focus: (testid: string) => void }): JSX.Element {
+export function Sentence({ store }: { store: Store }): Child {
   const shown = store.shown.value
   const spec = store.spec.value
   const pair = store.pair
@@ -97,8 +103,7 @@ export function Sentence({ store, focus }: { store: Store; focus: (testid: strin
     <div class="say">
       <p class="sentence">
         {parts.map((part, i) => (
-          // biome-ignore lint/suspicious/noArrayIndexKey: parts have no other name and no state of their own
-          <Words key={`${part.kind}${i}`} part={part} store={store} focus={focus} />
+          <Words key={`${part.kind}${i}`} part={part} store={store} />
         ))}
       </p>
       <p class="facts">
@@ -114,19 +119,25 @@ export function Sentence({ store, focus }: { store: Store; focus: (testid: strin
   )
 }
 
-function Words({ part, store, focus }: { part: Part; store: Store; focus: (testid: string) => void }): JSX.Element {
+function Words({ part, store }: { part: Part; store: Store }): Child {
   if (part.kind === 'bold') return <b>{part.text}</b>
   if (part.kind === 'token') return <Answer store={store} side={part.side} tokens={part.tokens} />
   if (part.kind === 'text') return <>{part.text}</>
   return (
-    <button type="button" class="dashed" onClick={() => focus(`nbp-${part.link}`)}>
+    <button
+      type="button"
+      class="dashed"
+      onClick={(e) =>
+        e.currentTarget.closest('.nbp')?.querySelector<HTMLElement>(`[data-testid=nbp-${part.link}]`)?.focus()
+      }
+    >
       {part.text}
     </button>
   )
 }
 
 /** The answer (or the wrong answer) as chips, with the input that changes it lying over them. */
-function Answer({ store, side, tokens }: { store: Store; side: Side; tokens: readonly string[] }): JSX.Element {
+function Answer({ store, side, tokens }: { store: Store; side: Side; tokens: readonly string[] }): Child {
   const value = tokens.join(' | ')
   const wrong = store.error.value?.field === side
   const off = !store.spec.value.can_run
@@ -139,11 +150,13 @@ function Answer({ store, side, tokens }: { store: Store; side: Side; tokens: rea
       <input
         data-testid={`nbp-${side}`}
         aria-label={side === 'answer' ? 'Answer' : 'Wrong answer'}
-        title={off ? 'No kernel: this page shows what was measured.' : 'Several answers: put " | " between them'}
+        title={
+          off ? 'No kernel: this page shows what was measured.' : 'Several answers: put " | " between them'
+        }
         defaultValue={value}
         key={`${store.resets.value}${value}`}
         readOnly={off}
-        spellcheck={false}
+        spellcheck="false"
         onBlur={(e) => commit(e.currentTarget)}
         onKeyDown={(e) => {
           e.stopPropagation()

@@ -1,6 +1,16 @@
 // Where the page gets its data from: a live kernel behind an anywidget model, or a document in the page.
 
-import { type Buffers, type Cell, type Dict, isDict, type Spec, type StaticDocument, type Status, type Trouble, VERSION } from './wire'
+import {
+  type Buffers,
+  type Cell,
+  type Dict,
+  isDict,
+  type Spec,
+  type StaticDocument,
+  type Status,
+  type Trouble,
+  VERSION,
+} from './wire'
 
 /** The parts of anywidget's model that are used; the same from 0.9.21 to 0.11. */
 export interface Model {
@@ -60,7 +70,10 @@ export function liveHost(model: Model): Host {
         ['change:status', () => events.status(status())],
         ['change:error', () => events.error(trouble())],
         ['change:selection', () => events.selection(cell())],
-        ['msg:custom', (content: unknown, buffers?: Buffers) => isDict(content) && events.message(content, buffers ?? [])],
+        [
+          'msg:custom',
+          (content: unknown, buffers?: Buffers) => isDict(content) && events.message(content, buffers ?? []),
+        ],
       ]
       for (const [event, handler] of on) model.on(event, handler)
       return () => {

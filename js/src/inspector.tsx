@@ -1,6 +1,6 @@
 // Beside the map: the selected cell as a number and on its rail, the next tokens, what to be careful with.
 
-import type { JSX } from 'preact'
+import { type Child, h } from './dom'
 import { percent, plural, readNumber, visible } from './format'
 import type { Store } from './store'
 import { indexIn, reason, strongest, tokenAt, unravel, yardstick } from './table'
@@ -8,7 +8,7 @@ import { Chip, Icon, Run } from './ui'
 import { type Cell, type HeatMap, State } from './wire'
 import { title, wordFor } from './words'
 
-export function Inspector({ store }: { store: Store }): JSX.Element {
+export function Inspector({ store }: { store: Store }): Child {
   return (
     <aside class="inspector">
       <Chosen store={store} />
@@ -18,11 +18,11 @@ export function Inspector({ store }: { store: Store }): JSX.Element {
   )
 }
 
-function Chosen({ store }: { store: Store }): JSX.Element {
+function Chosen({ store }: { store: Store }): Child {
   const maps = store.onScreen
   const map = maps[0]
-  const cell = store.selection.value ?? (map ? unravel(map, strongest(map)) : null)
-  const picked = !!store.selection.value
+  const cell = store.chosen ?? (map ? unravel(map, strongest(map)) : null)
+  const picked = !!store.chosen
   const token = cell ? tokenAt(cell, store.pair) : undefined
   const pinned = store.pinned.value
   return (
@@ -46,13 +46,15 @@ function Chosen({ store }: { store: Store }): JSX.Element {
           <Icon name="pin" fill={pinned} />
         </button>
       </h4>
-      <div class="bigs">{cell && maps.map((m) => <Big key={m.key.direction} map={m} cell={cell} one={maps.length === 1} />)}</div>
+      <div class="bigs">
+        {cell && maps.map((m) => <Big key={m.key.direction} map={m} cell={cell} one={maps.length === 1} />)}
+      </div>
       {cell && maps.length === 1 && map && <Rail map={map} cell={cell} store={store} />}
     </section>
   )
 }
 
-function Big({ map, cell, one }: { map: HeatMap; cell: Cell; one: boolean }): JSX.Element {
+function Big({ map, cell, one }: { map: HeatMap; cell: Cell; one: boolean }): Child {
   const index = indexIn(map, cell)
   const effect = map.effect[index] ?? Number.NaN
   const state = map.state[index] ?? State.NotRun
@@ -73,7 +75,7 @@ function Big({ map, cell, one }: { map: HeatMap; cell: Cell; one: boolean }): JS
 }
 
 /** corrupted ○, clean ● and the patched run ◆ on one line, in the metric's unit. */
-function Rail({ map, cell, store }: { map: HeatMap; cell: Cell; store: Store }): JSX.Element | null {
+function Rail({ map, cell, store }: { map: HeatMap; cell: Cell; store: Store }): Child {
   const effect = map.effect[indexIn(map, cell)] ?? Number.NaN
   if (!Number.isFinite(effect) || !yardstick(map).share) return null
   const patched = map.base + effect
@@ -83,7 +85,10 @@ function Rail({ map, cell, store }: { map: HeatMap; cell: Cell; store: Store }):
   const x = (v: number): string => `${(100 * (at(v) - low)) / (high - low)}%`
   const [from, to] = [Math.min(at(map.base), at(patched)), Math.max(at(map.base), at(patched))]
   const pair = store.pair
-  const span = { left: `${(100 * (from - low)) / (high - low)}%`, width: `${(100 * (to - from)) / (high - low)}%` }
+  const span = {
+    left: `${(100 * (from - low)) / (high - low)}%`,
+    width: `${(100 * (to - from)) / (high - low)}%`,
+  }
   const names = pair.answer[0] && pair.wrong[0] && map.key.metric === 'logit_diff'
   return (
     <div class="rail-box">
@@ -105,7 +110,8 @@ function Rail({ map, cell, store }: { map: HeatMap; cell: Cell; store: Store }):
         </span>
       </div>
       <p class="note">
-        {names && `logit(${visible(pair.answer[0] as string)}) − logit(${visible(pair.wrong[0] as string)}); `}
+        {names &&
+          `logit(${visible(pair.answer[0] as string)}) − logit(${visible(pair.wrong[0] as string)}); `}
         <Run run="patched" /> patched run {readNumber(patched)}
       </p>
     </div>
@@ -113,16 +119,21 @@ function Rail({ map, cell, store }: { map: HeatMap; cell: Cell; store: Store }):
 }
 
 /** The likeliest next tokens of both runs: hollow the corrupted one, solid the clean one. */
-function NextTokens({ store }: { store: Store }): JSX.Element {
+function NextTokens({ store }: { store: Store }): Child {
   const pair = store.pair
   const clean = new Map(pair.clean_top)
   const corrupted = new Map(pair.corrupted_top)
-  const names = [...new Set([...pair.answer.slice(0, 1), ...pair.wrong.slice(0, 1), ...clean.keys(), ...corrupted.keys()])]
+  const names = [
+    ...new Set([...pair.answer.slice(0, 1), ...pair.wrong.slice(0, 1), ...clean.keys(), ...corrupted.keys()]),
+  ]
   const below = (list: Map<string, number>, t: string): string =>
-    list.has(t) || !list.size ? percent(list.get(t)) : `<${percent(Math.min(...list.values())).replace('<', '')}`
+    list.has(t) || !list.size
+      ? percent(list.get(t))
+      : `<${percent(Math.min(...list.values())).replace('<', '')}`
   const most = Math.max(1e-9, ...clean.values(), ...corrupted.values())
   const width = (p: number | undefined): string => `${(100 * (p ?? 0)) / most}%`
-  const kind = (t: string): string => (pair.answer.includes(t) ? 'answer' : pair.wrong.includes(t) ? 'wrong' : '')
+  const kind = (t: string): string =>
+    pair.answer.includes(t) ? 'answer' : pair.wrong.includes(t) ? 'wrong' : ''
   return (
     <section data-testid="nbp-logits">
       <h4>
@@ -153,7 +164,7 @@ function NextTokens({ store }: { store: Store }): JSX.Element {
   )
 }
 
-function Careful({ store }: { store: Store }): JSX.Element | null {
+function Careful({ store }: { store: Store }): Child {
   const { direction } = store.shown.value
   // Python lists this warning too; here it comes with the action that settles it.
   const warnings = store.spec.value.warnings.filter((w) => !w.startsWith('One direction only'))

@@ -20,7 +20,10 @@ const PAGE = 5
 const NEXT: Record<Choice, Choice> = { denoising: 'noising', noising: 'both', both: 'denoising' }
 
 /** The act of a key, or null for a key that is not the map's. */
-export function keyAct(event: Pick<KeyboardEvent, 'key' | 'ctrlKey' | 'metaKey' | 'altKey'>, stand: Stand): Act | null {
+export function keyAct(
+  event: Pick<KeyboardEvent, 'key' | 'ctrlKey' | 'metaKey' | 'altKey'>,
+  stand: Stand,
+): Act | null {
   const { key } = event
   const whole = event.ctrlKey || event.metaKey
   if (event.altKey) return null

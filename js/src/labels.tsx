@@ -1,31 +1,36 @@
 // What stands around a heat map: column and row names, brackets below, legend beside.
 
-import type { JSX } from 'preact'
-import { diverging, css, type Theme } from './colour'
+import { css, diverging, type Theme } from './colour'
+import { type Child, h } from './dom'
 import { tick } from './format'
 import type { Rows } from './geometry'
 import type { Store } from './store'
-import { indexIn, type Table, yardstick } from './table'
 import { SCALE } from './style.generated'
+import { indexIn, type Table, yardstick } from './table'
 import { TokenText } from './ui'
 import { type HeatMap, type Pair, State } from './wire'
 
 const POSITIONS = /^(pos|src|dest)$/
 
 /** Names over the columns: upright tokens where the strips are wrapped, numbers for axes that are no positions. */
-export function Columns(props: { store: Store; table: Table; col: number; upright: boolean }): JSX.Element | null {
+export function Columns(props: { store: Store; table: Table; col: number; upright: boolean }): Child {
   const { store, table, col, upright } = props
-  const cell = store.hover.value ?? store.selection.value
+  const cell = store.hover.value ?? store.chosen
   const tokens = POSITIONS.test(table.col)
-  if (tokens && !upright) return null
+  if (tokens && (!upright || col < 10)) return null
   const pair = store.pair
   return (
     <div class={`columns${tokens ? ' tokens' : ''}`} aria-hidden="true">
+      {!tokens && <span class="axis">{table.col}</span>}
       {table.cols.map((label) => {
         const differs = tokens && pair.differs.includes(Number(label))
         const on = cell?.[table.col] === label
         return (
-          <span key={label} class={`${on ? 'on' : ''}${differs ? ' differs' : ''}`} style={{ width: `${col}px` }}>
+          <span
+            key={label}
+            class={`${on ? 'on' : ''}${differs ? ' differs' : ''}`}
+            style={{ width: `${col}px` }}
+          >
             {tokens ? <span class="up">{name(pair, Number(label))}</span> : label}
           </span>
         )
@@ -34,12 +39,12 @@ export function Columns(props: { store: Store; table: Table; col: number; uprigh
   )
 }
 
-const name = (pair: Pair, pos: number): JSX.Element | string =>
+const name = (pair: Pair, pos: number): Child =>
   pos === 0 && pair.has_bos ? 'bos' : <TokenText text={pair.clean_tokens[pos] ?? String(pos)} />
 
-export function RowNames(props: { store: Store; table: Table; rows: Rows; narrow: boolean }): JSX.Element {
+export function RowNames(props: { store: Store; table: Table; rows: Rows; narrow: boolean }): Child {
   const { store, table, rows, narrow } = props
-  const cell = store.hover.value ?? store.selection.value
+  const cell = store.hover.value ?? store.chosen
   const [first, second] = table.rowAxes
   const sparse = rows.height < 12
   return (
@@ -47,11 +52,14 @@ export function RowNames(props: { store: Store; table: Table; rows: Rows; narrow
       {table.rows.map((row, r) => {
         const on = table.rowAxes.every((axis) => cell?.[axis] === row[axis])
         const start = r === 0 || table.rows[r - 1]?.[first as string] !== row[first as string]
-        const style = { top: `${rows.top[r]}px`, height: `${rows.height}px`, lineHeight: `${rows.height}px` }
+        const style = {
+          top: `${rows.top[r]}px`,
+          height: `${rows.height}px`,
+          'line-height': `${rows.height}px`,
+        }
         if (second === undefined) {
           if (sparse && r % 4) return null
           return (
-            // biome-ignore lint/suspicious/noArrayIndexKey: rows have no other name
             <span key={r} class={on ? 'on' : ''} style={style}>
               {r === 0 && first === 'layer' && !narrow && 'layer '}
               {first === 'dest' ? name(store.pair, Number(row.dest)) : row[first as string]}
@@ -59,12 +67,14 @@ export function RowNames(props: { store: Store; table: Table; rows: Rows; narrow
           )
         }
         return (
-          // biome-ignore lint/suspicious/noArrayIndexKey: rows have no other name
           <span key={r} class={`two${on ? ' on' : ''}`} style={style}>
             <span class="outer">
               {start && (r === 0 && !narrow ? `${first} ${row[first as string]}` : row[first as string])}
             </span>
-            {!narrow && (rows.height >= 12 && (on || Number(row[second]) % 2 === 0 || typeof row[second] === 'string') ? row[second] : '')}
+            {!narrow &&
+              (rows.height >= 12 && (on || Number(row[second]) % 2 === 0 || typeof row[second] === 'string')
+                ? row[second]
+                : '')}
           </span>
         )
       })}
@@ -87,16 +97,22 @@ export function marks(map: HeatMap, pair: Pair): Mark[] {
   if (first === undefined || last === undefined) return []
   const out: Mark[] = []
   const zero = map.dims.includes('layer') && map.state[indexIn(map, startOf(map))] === State.Exact
-  if (first > 0) out.push({ from: 0, to: first - 1, text: zero ? 'same tokens so far: exactly 0, not run' : 'same tokens so far' })
+  if (first > 0)
+    out.push({
+      from: 0,
+      to: first - 1,
+      text: zero ? 'same tokens so far: exactly 0, not run' : 'same tokens so far',
+    })
   out.push({ from: first, to: last, text: differs.length > 1 ? 'differ' : 'differs' })
   if (pair.clean_end > last) out.push({ from: pair.clean_end, to: pair.clean_end, text: 'answer read here' })
   return out
 }
 
-const startOf = (map: HeatMap) => Object.fromEntries(map.dims.map((axis) => [axis, map.coords[axis]?.[0] ?? 0]))
+const startOf = (map: HeatMap) =>
+  Object.fromEntries(map.dims.map((axis) => [axis, map.coords[axis]?.[0] ?? 0]))
 
-export function BottomMarks({ store, table, col }: { store: Store; table: Table; col: number }): JSX.Element | null {
-  if (table.col !== 'pos' || store.width.value < 640) return null
+export function BottomMarks({ store, table, col }: { store: Store; table: Table; col: number }): Child {
+  if (table.col !== 'pos') return null
   return (
     <div class="marks" aria-hidden="true">
       {marks(table.map, store.pair).map((m) => {
@@ -117,29 +133,47 @@ export function BottomMarks({ store, table, col }: { store: Store; table: Table;
   )
 }
 
-export const gradient = (theme: Theme, to: string): string => `linear-gradient(${to},${SCALE[theme].join(',')})`
+export const gradient = (theme: Theme, to: string): string =>
+  `linear-gradient(${to},${SCALE[theme].join(',')})`
 
 /** The scale with a pointer at the selected value; upright beside the map, lying under it when `height` is 0. */
-export function Legend(props: { store: Store; map: HeatMap; limit: number; height: number; theme?: Theme }): JSX.Element {
+export function Legend(props: {
+  store: Store
+  map: HeatMap
+  limit: number
+  height: number
+  theme?: Theme
+}): Child {
   const { store, map, limit, height } = props
   const { by, share } = yardstick(map)
-  const cell = store.hover.value ?? store.selection.value
+  const cell = store.hover.value ?? store.chosen
   const index = indexIn(map, cell)
   const value = (map.effect[index] ?? Number.NaN) / by / limit
   const place = `${50 + 50 * Math.max(-1, Math.min(1, value))}%`
   const lying = height === 0
   const beyond = [...map.effect].filter((v) => Math.abs(v / by) > limit * 1.005).length
   return (
-    <div class={`legend${lying ? ' lying' : ''}`} style={lying ? {} : { height: `${height}px` }} aria-hidden="true">
+    <div
+      class={`legend${lying ? ' lying' : ''}`}
+      style={lying ? {} : { height: `${height}px` }}
+      aria-hidden="true"
+    >
       <i class="ramp" />
       {Number.isFinite(value) && <i class="pointer" style={lying ? { left: place } : { bottom: place }} />}
       <span class="hi">{tick(limit)}</span>
       <span class="mid">0</span>
       <span class="lo">{tick(-limit)}</span>
-      {lying && <span class="what">{share ? 'share of the gap' : 'of the largest'}<br />dots: exactly 0</span>}
+      {lying && (
+        <span class="what">
+          {share ? 'share of the gap' : 'of the largest'}
+          <br />
+          dots: exactly 0
+        </span>
+      )}
       {!lying && beyond > 0 && <span class="beyond">{beyond} beyond</span>}
     </div>
   )
 }
 
-export const swatch = (value: number, limit: number, theme: Theme): string => css(diverging(value / limit, theme))
+export const swatch = (value: number, limit: number, theme: Theme): string =>
+  css(diverging(value / limit, theme))

@@ -1,9 +1,8 @@
 // The heat map: canvases on the strips' grid, labels, legend, read-out; pointer and keys.
 
-import type { JSX } from 'preact'
-import { useMemo, useRef } from 'preact/hooks'
 import { Canvas } from './canvas'
-import { limitOf, type Theme } from './colour'
+import type { Theme } from './colour'
+import { type Child, h } from './dom'
 import { boxOf, isPooled } from './draw'
 import { plural, readNumber } from './format'
 import { type Grid, type Rows, rowAt, rowsOf } from './geometry'
@@ -26,28 +25,33 @@ export interface Frame {
   background: string
 }
 
-export function* shares(maps: readonly HeatMap[]): Generator<number> {
-  for (const map of maps) {
-    const { by } = yardstick(map)
-    for (const v of map.effect) yield v / by
-  }
-}
-
-export function HeatMaps({ store, frame }: { store: Store; frame: Frame }): JSX.Element {
+export function HeatMaps({ store, frame }: { store: Store; frame: Frame }): Child {
   const maps = store.onScreen
   const chosen = store.selection.value
   const tables = maps.map((m) => layOut(m, chosen))
   const first = tables[0]
-  const limit = useMemo(() => limitOf(shares(maps), maps.every((m) => m.final)), maps.slice(0, 1).concat(maps.at(-1) ?? []))
+  const limit = store.limitOf(maps)
   const rows = first ? rowsOf(first, frame.narrow) : null
   const stale = !store.current.length && maps.length > 0
   return (
-    <div class={`maps${stale || store.error.value ? ' stale' : ''}`} style={{ '--gutter': `${frame.grid.gutter}px` }}>
+    <div
+      class={`maps${stale || store.error.value ? ' stale' : ''}`}
+      style={{ '--gutter': `${frame.grid.gutter}px` }}
+    >
       <Focusable store={store} table={first} maps={maps}>
         {tables.map((table) => (
-          <OneMap key={table.map.key.direction} store={store} table={table} rows={rows as Rows} frame={frame} limit={limit} />
+          <OneMap
+            key={table.map.key.direction}
+            store={store}
+            table={table}
+            rows={rows as Rows}
+            frame={frame}
+            limit={limit}
+          />
         ))}
-        {!first && <p class="empty">{store.status.value.text || 'Nothing measured yet. Press ▶ to run the sweep.'}</p>}
+        {!first && (
+          <p class="empty">{store.status.value.text || 'Nothing measured yet. Press ▶ to run the sweep.'}</p>
+        )}
       </Focusable>
       <Readout store={store} limit={limit} />
     </div>
@@ -55,17 +59,27 @@ export function HeatMaps({ store, frame }: { store: Store; frame: Frame }): JSX.
 }
 
 /** The part that takes the focus and the keys. The active cell is named for screen readers. */
-function Focusable(props: { store: Store; table: Table | undefined; maps: HeatMap[]; children: unknown }): JSX.Element {
+function Focusable(props: {
+  store: Store
+  table: Table | undefined
+  maps: HeatMap[]
+  children?: Child
+}): Child {
   const { store, table, maps } = props
-  const where = table ? find(table, store.selection.value) : null
+  const where = table ? find(table, store.chosen) : null
   const onKeyDown = (event: KeyboardEvent) => {
     if (!table) return
-    const act = keyAct(event, { at: where, rows: table.rows.length, cols: table.cols.length, direction: store.shown.value.direction })
+    const act = keyAct(event, {
+      at: where,
+      rows: table.rows.length,
+      cols: table.cols.length,
+      direction: store.shown.value.direction,
+    })
     if (!act) return
     event.preventDefault()
     event.stopPropagation()
     if (act.do === 'move') store.choose(cellOf(table, act.row, act.col))
-    else if (act.do === 'pin') store.pinned.value = !!store.selection.value && !store.pinned.value
+    else if (act.do === 'pin') store.pinned.value = !!store.chosen && !store.pinned.value
     else if (act.do === 'clear') store.choose(null)
     else if (store.can({ direction: act.direction })) store.set({ direction: act.direction })
   }
@@ -75,6 +89,7 @@ function Focusable(props: { store: Store; table: Table | undefined; maps: HeatMa
       data-testid="nbp-heatmap"
       role="grid"
       tabIndex={0}
+      aria-activedescendant={`${store.id}c`}
       aria-label="Effect of each patch"
       aria-rowcount={table?.rows.length ?? 0}
       aria-colcount={table?.cols.length ?? 0}
@@ -84,14 +99,21 @@ function Focusable(props: { store: Store; table: Table | undefined; maps: HeatMa
       onKeyDown={onKeyDown}
     >
       <div role="row" class="hidden" aria-rowindex={(where?.[0] ?? 0) + 1}>
-        <div role="gridcell" aria-colindex={(where?.[1] ?? 0) + 1} aria-selected={!!where}>
-          {where && store.selection.value ? readout(maps, store.selection.value, store.pair) : 'no cell selected'}
+        <div
+          role="gridcell"
+          id={`${store.id}c`}
+          aria-colindex={(where?.[1] ?? 0) + 1}
+          aria-selected={!!where}
+        >
+          {where && store.chosen ? readout(maps, store.chosen, store.pair) : 'no cell selected'}
         </div>
       </div>
-      {props.children as JSX.Element[]}
+      {props.children}
     </div>
   )
 }
+
+type Pointed = MouseEvent & { currentTarget: HTMLDivElement }
 
 interface OneProps {
   store: Store
@@ -101,23 +123,27 @@ interface OneProps {
   limit: number
 }
 
-function OneMap({ store, table, rows, frame, limit }: OneProps): JSX.Element {
+function OneMap({ store, table, rows, frame, limit }: OneProps): Child {
   const both = store.onScreen.length > 1
   const direction = table.map.key.direction
   const grid = { ...frame.grid, col: columnWidth(table, frame, both) }
   const scene = {
-    table, rows, limit, grid, theme: frame.theme, font: frame.font, background: frame.background,
+    table,
+    rows,
+    limit,
+    grid,
+    theme: frame.theme,
+    font: frame.font,
+    background: frame.background,
     numbers: grid.col >= 28 && rows.height >= 13 && !frame.narrow,
   }
-  const surface = useRef<HTMLDivElement>(null)
-  const hit = (event: MouseEvent): [number, number] | null => {
-    const box = surface.current?.getBoundingClientRect()
-    if (!box) return null
+  const hit = (event: Pointed): [number, number] | null => {
+    const box = event.currentTarget.getBoundingClientRect()
     const col = Math.floor((event.clientX - box.left) / grid.col)
     const row = rowAt(rows, event.clientY - box.top)
     return row < 0 || col < 0 || col >= table.cols.length ? null : [row, col]
   }
-  const over = (event: MouseEvent) => {
+  const over = (event: Pointed) => {
     const at = hit(event)
     const next = at ? cellOf(table, ...at) : null
     if (JSON.stringify(next) !== JSON.stringify(store.hover.value)) store.hover.value = next
@@ -128,7 +154,8 @@ function OneMap({ store, table, rows, frame, limit }: OneProps): JSX.Element {
       {both && (
         <p class="which">
           <Turn into={direction === 'denoising' ? 'corrupted' : 'clean'} />
-          <b>{direction === 'denoising' ? 'Denoise' : 'Noise'}</b> share of the gap {direction === 'denoising' ? 'restored' : 'lost'}
+          <b>{direction === 'denoising' ? 'Denoise' : 'Noise'}</b> share of the gap{' '}
+          {direction === 'denoising' ? 'restored' : 'lost'}
         </p>
       )}
       <Columns store={store} table={table} col={grid.col} upright={frame.upright} />
@@ -136,7 +163,6 @@ function OneMap({ store, table, rows, frame, limit }: OneProps): JSX.Element {
         <RowNames store={store} table={table} rows={rows} narrow={frame.narrow} />
         <div
           class="surface"
-          ref={surface}
           style={{ width: `${width}px`, height: `${rows.total}px` }}
           onMouseMove={over}
           onMouseLeave={() => {
@@ -148,13 +174,23 @@ function OneMap({ store, table, rows, frame, limit }: OneProps): JSX.Element {
           }}
         >
           <Canvas scene={scene} pooled={isPooled(scene)} width={width} />
-          <Ring box={ringBox(table, scene, store.selection.value)} kind={store.pinned.value ? 'ring pinned' : 'ring'} />
+          <Ring
+            box={ringBox(table, scene, store.chosen)}
+            kind={store.pinned.value ? 'ring pinned' : 'ring'}
+          />
           <Ring box={ringBox(table, scene, store.hover.value)} kind="outline" />
         </div>
-        {!frame.narrow && <Legend store={store} map={table.map} limit={limit} height={Math.min(150, Math.max(96, rows.total))} />}
+        {!frame.upright && (
+          <Legend
+            store={store}
+            map={table.map}
+            limit={limit}
+            height={Math.min(150, Math.max(96, rows.total))}
+          />
+        )}
       </div>
-      <BottomMarks store={store} table={table} col={grid.col} />
-      {frame.narrow && <Legend store={store} map={table.map} limit={limit} height={0} />}
+      {!frame.upright && <BottomMarks store={store} table={table} col={grid.col} />}
+      {frame.upright && <Legend store={store} map={table.map} limit={limit} height={0} />}
     </div>
   )
 }
@@ -163,22 +199,34 @@ function OneMap({ store, table, rows, frame, limit }: OneProps): JSX.Element {
 function columnWidth(table: Table, frame: Frame, both: boolean): number {
   if (/^(pos|src|dest)$/.test(table.col)) return frame.grid.col
   const most = frame.narrow ? 48 : both ? 44 : 56
-  return Math.max(12, Math.min(most, Math.floor((frame.space - frame.grid.gutter - frame.grid.right) / table.cols.length)))
+  return Math.max(
+    12,
+    Math.min(most, Math.floor((frame.space - frame.grid.gutter - frame.grid.right) / table.cols.length)),
+  )
 }
 
-function ringBox(table: Table, scene: { grid: { col: number }; rows: Rows }, cell: Record<string, number | string> | null) {
+function ringBox(
+  table: Table,
+  scene: { grid: { col: number }; rows: Rows },
+  cell: Record<string, number | string> | null,
+) {
   const at = find(table, cell)
   return at ? boxOf(scene, ...at) : null
 }
 
-function Ring({ box, kind }: { box: ReturnType<typeof ringBox>; kind: string }): JSX.Element | null {
+function Ring({ box, kind }: { box: ReturnType<typeof ringBox>; kind: string }): Child {
   if (!box) return null
-  return <i class={kind} style={{ left: `${box.x}px`, top: `${box.y}px`, width: `${box.w}px`, height: `${box.h}px` }} />
+  return (
+    <i
+      class={kind}
+      style={{ left: `${box.x}px`, top: `${box.y}px`, width: `${box.w}px`, height: `${box.h}px` }}
+    />
+  )
 }
 
-function Readout({ store, limit }: { store: Store; limit: number }): JSX.Element {
+function Readout({ store, limit }: { store: Store; limit: number }): Child {
   const maps = store.onScreen
-  const cell = store.hover.value ?? store.selection.value
+  const cell = store.hover.value ?? store.chosen
   const map = maps[0]
   const gap = map ? `${readNumber(map.gap).replace(/^\+/, '')} ${plural(map.unit, map.gap)}`.trim() : ''
   const share = map && yardstick(map).share
@@ -188,7 +236,10 @@ function Readout({ store, limit }: { store: Store; limit: number }): JSX.Element
         {cell && map ? readout(maps, cell, store.pair) : 'Point at a cell, or move with the arrow keys.'}
       </span>
       <span class="dim">
-        {map && (share ? `Colour: effect as a share of the gap (${gap})` : 'Colour: effect over the largest; there is no gap to share out')}
+        {map &&
+          (share
+            ? `Colour: effect as a share of the gap (${gap})`
+            : 'Colour: effect over the largest; there is no gap to share out')}
         {map && limit < 1 && `, ±${String(limit).replace(/^0/, '')} at most`}
       </span>
     </div>

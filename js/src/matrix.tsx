@@ -1,22 +1,16 @@
 // One attention pattern as a matrix, and all of them as thumbnails.
 
-import type { JSX } from 'preact'
-import { useLayoutEffect, useRef } from 'preact/hooks'
 import { penOf } from './canvas'
 import { attentionInk, css, diverging, mix, parse, pool, type Theme } from './colour'
+import { type Child, h } from './dom'
 import type { Frame } from './map'
-import type { Mode, Store } from './store'
+import type { Look, Mode, Store } from './store'
 import { TOKENS } from './style.generated'
 import { indexIn, yardstick } from './table'
 import type { Attention, HeatMap } from './wire'
 
 /** Bytes up to which all layers are asked for, for the thumbnails. */
 export const SMALL = 4e6
-
-export interface Look {
-  dest: number | null
-  src: number | null
-}
 
 interface At {
   head: number
@@ -30,7 +24,8 @@ export const weight = (a: Attention, run: number, { head, dest, src }: At): numb
 /** One head's weights, or clean − corrupted [dest × src]. */
 export function pattern(a: Attention, head: number, mode: Mode): Float32Array {
   const size = a.dest * a.src
-  const of = (run: number) => a.values.subarray((run * a.heads + head) * size, (run * a.heads + head + 1) * size)
+  const of = (run: number) =>
+    a.values.subarray((run * a.heads + head) * size, (run * a.heads + head + 1) * size)
   if (mode !== 'difference') return of(mode === 'clean' ? 0 : 1)
   const corrupted = of(1)
   return of(0).map((v, i) => v - (corrupted[i] as number))
@@ -43,20 +38,34 @@ interface Spot {
 }
 
 /** Paints a pattern into a square; more tokens than pixels are pooled to the strongest. */
-export function paint(pen: CanvasRenderingContext2D, values: Float32Array, n: readonly [number, number], spot: Spot, look: { mode: Mode; theme: Theme; gap: number }): void {
+export function paint(
+  pen: CanvasRenderingContext2D,
+  values: Float32Array,
+  n: readonly [number, number],
+  spot: Spot,
+  look: { mode: Mode; theme: Theme; gap: number },
+): void {
   const { mode, theme, gap } = look
   const [rows, cols] = n
   const out = [Math.min(rows, Math.floor(spot.size)), Math.min(cols, Math.floor(spot.size))] as const
   const kept = pool(values, n, out)
   const bg = parse(TOKENS[theme].bg as string)
   const ink = parse(TOKENS[theme].ink as string)
-  const most = mode === 'difference' ? Math.max(1e-6, values.reduce((m, v) => Math.max(m, Math.abs(v)), 0)) : 1
+  const most =
+    mode === 'difference'
+      ? Math.max(
+          1e-6,
+          values.reduce((m, v) => Math.max(m, Math.abs(v)), 0),
+        )
+      : 1
   const px = spot.size / Math.max(out[0], out[1])
   kept.forEach((index, i) => {
     const [r, c] = [Math.floor(i / out[1]), i % out[1]]
     if (c / out[1] > r / out[0] + 1e-9) return
     const v = values[index] ?? 0
-    pen.fillStyle = css(mode === 'difference' ? diverging(v / most, theme) : mix(bg, ink, 0.035 + 0.965 * attentionInk(v)))
+    pen.fillStyle = css(
+      mode === 'difference' ? diverging(v / most, theme) : mix(bg, ink, 0.035 + 0.965 * attentionInk(v)),
+    )
     pen.fillRect(spot.x + c * px, spot.y + r * px, px - gap, px - gap)
   })
 }
@@ -72,19 +81,21 @@ interface MatrixProps {
   wide: boolean
 }
 
-export function Matrix({ data, head, mode, frame, at, onLook, count, wide }: MatrixProps): JSX.Element {
-  const ref = useRef<HTMLCanvasElement>(null)
+export function Matrix({ data, head, mode, frame, at, onLook, count, wide }: MatrixProps): Child {
   const n = Math.max(data.dest, data.src)
-  const space = frame.narrow ? frame.space - frame.grid.gutter : (frame.space - (wide ? 290 : 0) - 24 * (count - 1)) / count
+  const space = frame.narrow
+    ? frame.space - frame.grid.gutter
+    : (frame.space - (wide ? 290 : 0) - 24 * (count - 1)) / count
   const px = Math.max(1, Math.min(14, Math.floor(space / n)))
   const size = n > space ? space : px * n
-  useLayoutEffect(() => {
-    const pen = ref.current && penOf(ref.current, size, size)
+  const run = (canvas: HTMLCanvasElement) => {
+    const pen = penOf(canvas, size, size)
     if (!pen) return
     pen.clearRect(0, 0, size, size)
     const look = { mode, theme: frame.theme, gap: px > 4 ? 1 : 0 }
     paint(pen, pattern(data, head, mode), [data.dest, data.src], { x: 0, y: 0, size }, look)
-  }, [data, head, mode, frame.theme, size])
+  }
+  const when = [data, head, mode, frame.theme, size]
   const hit = (e: MouseEvent): Look => {
     const step = size / n
     const [src, dest] = [Math.floor(e.offsetX / step), Math.floor(e.offsetY / step)]
@@ -94,9 +105,8 @@ export function Matrix({ data, head, mode, frame, at, onLook, count, wide }: Mat
   return (
     <div class="matrix" style={{ width: `${size}px`, height: `${size + 16}px` }}>
       <canvas
-        ref={ref}
+        paint={{ when, run }}
         style={{ width: `${size}px`, height: `${size}px` }}
-        aria-hidden="true"
         onMouseMove={(e) => onLook(hit(e))}
         onMouseLeave={() => onLook({ dest: null, src: null })}
       />
@@ -107,16 +117,25 @@ export function Matrix({ data, head, mode, frame, at, onLook, count, wide }: Mat
 }
 
 /** All heads, a row per layer; the bar under one is its effect where a map over heads is here. */
-export function Thumbnails({ store, theme, look }: { store: Store; theme: Theme; look: { layer: number; head: number } }): JSX.Element {
-  const ref = useRef<HTMLCanvasElement>(null)
+export function Thumbnails({
+  store,
+  theme,
+  look,
+}: {
+  store: Store
+  theme: Theme
+  look: { layer: number; head: number }
+}): Child {
   const { n_layers, n_heads } = store.spec.value.model
   const cell = Math.max(8, Math.min(34, Math.floor(256 / n_heads)))
   const layers = Array.from({ length: n_layers }, (_, l) => l).filter((l) => store.attentionOf(l))
   const [width, height] = [n_heads * cell, layers.length * cell]
-  const effects = [...store.maps.value.values()].find((m) => m.key.component === 'z' && m.dims.join() === 'layer,head')
+  const effects = [...store.maps.value.values()].find(
+    (m) => m.key.component === 'z' && m.dims.join() === 'layer,head',
+  )
   const mode = store.mode.value
-  useLayoutEffect(() => {
-    const pen = ref.current && penOf(ref.current, width, height)
+  const run = (canvas: HTMLCanvasElement) => {
+    const pen = penOf(canvas, width, height)
     if (!pen) return
     pen.clearRect(0, 0, width, height)
     for (const [row, layer] of layers.entries()) {
@@ -128,45 +147,58 @@ export function Thumbnails({ store, theme, look }: { store: Store; theme: Theme;
         bar(pen, effects, { layer, head: h }, spot, theme)
       }
     }
-  }, [store.attention.value, effects, mode, theme, width, height])
+  }
+  const when = [store.attention.value, effects, mode, theme, width, height]
   const row = layers.indexOf(look.layer)
   return (
     <div class="thumbs">
       <p class="dim">heads, by layer{effects ? '; bar: effect of the head' : ''}</p>
       <div class="thumb-grid" style={{ width: `${width}px` }}>
         <span class="thumb-cols" aria-hidden="true">
-          {Array.from({ length: n_heads }, (_, h) => (
-            // biome-ignore lint/suspicious/noArrayIndexKey: a head is its index
-            <span key={h} style={{ width: `${cell}px` }}>
-              {n_heads <= 16 ? h : ''}
+          {Array.from({ length: n_heads }, (_, i) => (
+            <span key={i} style={{ width: `${cell}px` }}>
+              {n_heads <= 16 ? i : ''}
             </span>
           ))}
         </span>
         <span class="thumb-rows" aria-hidden="true">
           {layers.map((l) => (
-            <span key={l} style={{ height: `${cell}px`, lineHeight: `${cell - 4}px` }}>
+            <span key={l} style={{ height: `${cell}px`, 'line-height': `${cell - 4}px` }}>
               {l}
             </span>
           ))}
         </span>
         <canvas
-          ref={ref}
+          paint={{ when, run }}
           style={{ width: `${width}px`, height: `${height}px` }}
-          aria-hidden="true"
           onClick={(e) => {
             const layer = layers[Math.floor(e.offsetY / cell)]
             if (layer !== undefined) store.lookAt(layer, Math.min(n_heads - 1, Math.floor(e.offsetX / cell)))
           }}
         />
         {row >= 0 && (
-          <i class="ring" style={{ left: `${look.head * cell - 2}px`, top: `${row * cell + 18 - 2}px`, width: `${cell}px`, height: `${cell}px` }} />
+          <i
+            class="ring"
+            style={{
+              left: `${look.head * cell - 2}px`,
+              top: `${row * cell + 18 - 2}px`,
+              width: `${cell}px`,
+              height: `${cell}px`,
+            }}
+          />
         )}
       </div>
     </div>
   )
 }
 
-function bar(pen: CanvasRenderingContext2D, effects: HeatMap | undefined, cell: { layer: number; head: number }, spot: Spot, theme: Theme): void {
+function bar(
+  pen: CanvasRenderingContext2D,
+  effects: HeatMap | undefined,
+  cell: { layer: number; head: number },
+  spot: Spot,
+  theme: Theme,
+): void {
   if (!effects) return
   const value = (effects.effect[indexIn(effects, cell)] ?? 0) / yardstick(effects).by
   if (!Number.isFinite(value)) return

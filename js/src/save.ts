@@ -44,7 +44,15 @@ export function csvOf(maps: readonly HeatMap[]): string {
     map.effect.forEach((v, i) => {
       const cell = unravel(map, i)
       const labels = dims.map((d) => (typeof cell[d] === 'string' ? quoted(cell[d]) : cell[d]))
-      lines.push([map.key.direction, ...labels, Number.isNaN(v) ? '' : v, Number.isNaN(v) ? '' : v / map.gap, map.state[i]].join(','))
+      lines.push(
+        [
+          map.key.direction,
+          ...labels,
+          Number.isNaN(v) ? '' : v,
+          Number.isNaN(v) ? '' : v / map.gap,
+          map.state[i],
+        ].join(','),
+      )
     })
   return `${lines.join('\n')}\n`
 }
@@ -75,9 +83,23 @@ export function saveHere(store: Store, kind: string, near: HTMLElement): void {
     pen.fillText(String(token ?? label), left + (c + 0.5) * col, 16, col)
   })
   table.rows.forEach((row, r) => {
-    pen.fillText(table.rowAxes.map((a) => row[a]).join('.'), left / 2, top + (rows.top[r] as number) + rows.height / 2 + 4, left)
+    pen.fillText(
+      table.rowAxes.map((a) => row[a]).join('.'),
+      left / 2,
+      top + (rows.top[r] as number) + rows.height / 2 + 4,
+      left,
+    )
   })
   pen.translate(left, top)
-  drawMap(pen, { table, rows, grid: { col }, theme: 'light', limit: 1, numbers: true, font, background: '#FFFFFF' })
+  drawMap(pen, {
+    table,
+    rows,
+    grid: { col },
+    theme: 'light',
+    limit: 1,
+    numbers: true,
+    font,
+    background: '#FFFFFF',
+  })
   canvas.toBlob((blob) => blob && download(page, `${stem}.png`, blob), 'image/png')
 }

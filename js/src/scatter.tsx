@@ -1,7 +1,7 @@
 // Both directions against each other: what restores, what is necessary, and what is both.
 
-import type { JSX } from 'preact'
 import { css, diverging } from './colour'
+import { type Child, h } from './dom'
 import { tick } from './format'
 import type { Frame } from './map'
 import type { Store } from './store'
@@ -26,14 +26,16 @@ export function points(restore: HeatMap, lose: HeatMap): Point[] {
   const out: Point[] = []
   restore.effect.forEach((v, i) => {
     const [x, y] = [v / a, -(lose.effect[i] ?? Number.NaN) / b]
-    if (Number.isFinite(x) && Number.isFinite(y)) out.push({ x, y, cell: unravel(restore, i), size: Math.max(Math.abs(x), Math.abs(y)) })
+    if (Number.isFinite(x) && Number.isFinite(y))
+      out.push({ x, y, cell: unravel(restore, i), size: Math.max(Math.abs(x), Math.abs(y)) })
   })
   return out.sort((p, q) => p.size - q.size).slice(-MOST)
 }
 
-const short = (cell: Cell): string => [cell.layer, cell.head ?? cell.pos].filter((v) => v !== undefined).join('.')
+const short = (cell: Cell): string =>
+  [cell.layer, cell.head ?? cell.pos].filter((v) => v !== undefined).join('.')
 
-export function Quadrants({ store, frame }: { store: Store; frame: Frame }): JSX.Element | null {
+export function Quadrants({ store, frame }: { store: Store; frame: Frame }): Child {
   const [restore, lose] = store.onScreen
   if (!restore || !lose || restore.effect.length !== lose.effect.length || frame.narrow) return null
   if (restore.dims.join() !== 'layer,head' || store.width.value < 900) return null
@@ -46,10 +48,15 @@ export function Quadrants({ store, frame }: { store: Store; frame: Frame }): JSX
   const ticks = [0, 0.25, 0.5, 0.75, 1].filter((v) => v < high)
   const both = all.filter((p) => p.x >= THRESHOLD && p.y >= THRESHOLD).length
   const only = all.filter((p) => p.x >= THRESHOLD && p.y < THRESHOLD).length
-  const selected = JSON.stringify(store.hover.value ?? store.selection.value)
+  const selected = JSON.stringify(store.hover.value ?? store.chosen)
   const [right, top, edge] = [SIZE - PAD.right, PAD.top, X(THRESHOLD)]
   return (
-    <svg class="scatter" viewBox={`0 0 ${SIZE} ${SIZE}`} role="img" aria-label="Share restored against share lost, one point per head">
+    <svg
+      class="scatter"
+      viewBox={`0 0 ${SIZE} ${SIZE}`}
+      role="img"
+      aria-label="Share restored against share lost, one point per head"
+    >
       <rect class="area" x={edge} y={top} width={right - edge} height={Y(THRESHOLD) - top} />
       <path class="axis" d={`M${PAD.left} ${top}V${SIZE - PAD.bottom}H${right}`} />
       <path class="diagonal" d={`M${X(low)} ${Y(low)}L${X(high)} ${Y(high)}`} />
@@ -70,10 +77,10 @@ export function Quadrants({ store, frame }: { store: Store; frame: Frame }): JSX
       <text class="name" transform={`translate(10 ${top}) rotate(-90)`} text-anchor="end">
         necessary: share lost by noising →
       </text>
-      <text class="quadrant" x={right - 6} y={top + 14} text-anchor="end">
+      <text class="quadrant" x={edge + 6} y={top + 14}>
         sufficient and necessary
       </text>
-      <text class="quadrant thin" x={right - 6} y={top + 28} text-anchor="end">
+      <text class="quadrant thin" x={edge + 6} y={top + 28}>
         {both} {both === 1 ? 'head' : 'heads'}
       </text>
       <text class="quadrant thin" x={right - 6} y={Y(THRESHOLD) + 15} text-anchor="end">

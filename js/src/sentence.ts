@@ -98,7 +98,17 @@ export function sentence(view: View, pair: Pair, spec: Pick<Spec, 'metrics' | 'm
   const restore = bold('sufficient to restore')
   const keep = bold('necessary to keep')
   if (view.direction === 'both')
-    return [text('Which '), S, text(' are '), restore, text(', and which are '), keep, text(', '), ...what, text('?')]
+    return [
+      text('Which '),
+      S,
+      text(' are '),
+      restore,
+      text(', and which are '),
+      keep,
+      text(', '),
+      ...what,
+      text('?'),
+    ]
   const denoise = view.direction === 'denoising'
   const given = `their ${denoise ? 'clean' : 'corrupted'} ${THING[view.component] ?? 'value'}`
   return [

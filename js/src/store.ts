@@ -1,21 +1,31 @@
 // The page's state. One store per mounted view; nothing lives at module level.
 
+import { limitOf } from './colour'
 import type { Host } from './host'
-import type { View } from './sentence'
+import {
+  type Change,
+  defaultOver,
+  type Exported,
+  headNumber,
+  type Look,
+  type Mode,
+  prompts,
+  type Shown,
+  shownOf,
+  strongestHead,
+} from './shown'
 import { Board, type Signal } from './signal'
-import { strongest, unravel } from './table'
+import { indexIn, shares } from './table'
 import {
   type Attention,
   type Buffers,
   bytesOf,
   type Cell,
-  type Choice,
   type Dict,
   decodeAttention,
   decodeMap,
   directionsOf,
   type HeatMap,
-  type Label,
   type MapKey,
   mapName,
   type Pair,
@@ -25,19 +35,7 @@ import {
   VERSION,
 } from './wire'
 
-export type Mode = 'clean' | 'corrupted' | 'difference'
-export interface Shown extends View {
-  direction: Choice
-  pair: number
-}
-export interface Exported {
-  kind: string
-  filename?: string
-  mime?: string
-  text?: string
-  bytes?: Uint8Array
-}
-type Change = Partial<Omit<Shown, 'over'>> & { over?: string[] }
+export type { Exported, Look, Mode, Shown } from './shown'
 
 export class Store extends Board {
   readonly spec: Signal<Spec>
@@ -51,6 +49,10 @@ export class Store extends Board {
   readonly attention = this.cell<ReadonlyMap<string, Attention>>(new Map())
   readonly mode = this.cell<Mode>('clean')
   readonly head = this.cell<{ layer: number; head: number } | null>(null)
+  /** Cell of an attention matrix under the pointer. */
+  readonly look = this.cell<Look>({ dest: null, src: null })
+  /** Tells this view's radio groups from those of other views of the page. */
+  readonly id = `nbp${Math.random().toString(36).slice(2)}`
   readonly notice = this.cell('')
   /** Counts up to make the prompt inputs forget what was typed. */
   readonly resets = this.cell(0)
@@ -74,11 +76,21 @@ export class Store extends Board {
     return now.length ? now : this.last
   }
 
+  /** The selected cell where the map on screen has it; a selection of other axes waits for its map. */
+  get chosen(): Cell | null {
+    const map = this.onScreen[0]
+    return map && indexIn(map, this.selection.value) >= 0 ? this.selection.value : null
+  }
+
   private last: HeatMap[] = []
+  private limited: { maps: readonly HeatMap[]; limit: number } = { maps: [], limit: 1 }
+  /** What was sent of each field last: Enter and the blur after it are one edit. */
+  private readonly drafts = new Map<string, string>()
   private newest = 0
   private asked = new Set<string>()
   private pending: Dict = {}
-  private readonly stop: () => void
+  /** Takes the store off its host. */
+  readonly close: () => void
 
   constructor(readonly host: Host) {
     super()
@@ -89,7 +101,7 @@ export class Store extends Board {
     this.selection = this.cell(now.selection)
     this.shown = this.cell(shownOf(now.spec))
     if (now.version > VERSION) this.warnNewer(now.version)
-    this.stop = host.listen({
+    this.close = host.listen({
       spec: (spec) => this.onSpec(spec),
       status: (status) => this.onStatus(status),
       error: (error) => this.onError(error),
@@ -97,10 +109,6 @@ export class Store extends Board {
       message: (content, buffers) => this.onMessage(content, buffers),
     })
     host.send({ type: 'need' })
-  }
-
-  close(): void {
-    this.stop()
   }
 
   // ---- from Python
@@ -111,6 +119,7 @@ export class Store extends Board {
       this.maps.value = new Map()
       this.attention.value = new Map()
       this.asked.clear()
+      this.drafts.clear()
       this.last = []
       this.hover.value = null
     }
@@ -126,7 +135,8 @@ export class Store extends Board {
   private onStatus(status: Status): void {
     this.newest = Math.max(this.newest, status.gen || 0)
     this.status.value = status
-    if (status.state !== 'running' && this.host.live) this.needOnce(`${prompts(this.spec.value)}${status.gen}`)
+    if (status.state !== 'running' && this.host.live)
+      this.needOnce(`${prompts(this.spec.value)}${status.gen}`)
   }
 
   private onError(error: Trouble | null): void {
@@ -147,7 +157,8 @@ export class Store extends Board {
       const bytes = bytesOf(content, buffers, 0)
       this.exported.value = { ...content, ...(bytes ? { bytes } : {}) } as Exported
     } else if (content.type === 'map') this.onMap(decodeMap(content, buffers))
-    else if (content.type === 'attention') this.onAttention(decodeAttention(content, buffers, this.shown.value.pair))
+    else if (content.type === 'attention')
+      this.onAttention(decodeAttention(content, buffers, this.shown.value.pair))
   }
 
   private onMap(map: HeatMap | null): void {
@@ -174,11 +185,34 @@ export class Store extends Board {
   // ---- what is there
 
   mapsFor(shown: Shown): HeatMap[] {
-    return directionsOf(shown.direction).flatMap((direction) => this.map({ ...shown, over: [...shown.over], direction }) ?? [])
+    return directionsOf(shown.direction).flatMap(
+      (direction) => this.map({ ...shown, over: [...shown.over], direction }) ?? [],
+    )
   }
 
   map(key: MapKey): HeatMap | undefined {
-    return this.maps.value.get(mapName(key)) ?? (key.pair === 'mean' ? undefined : this.maps.value.get(mapName({ ...key, pair: 'mean' })))
+    return (
+      this.maps.value.get(mapName(key)) ??
+      (key.pair === 'mean' ? undefined : this.maps.value.get(mapName({ ...key, pair: 'mean' })))
+    )
+  }
+
+  /** ± limit of the colours of the maps on screen; counted once for each set of maps. */
+  limitOf(maps: readonly HeatMap[]): number {
+    if (maps.length !== this.limited.maps.length || maps.some((m, i) => m !== this.limited.maps[i]))
+      this.limited = {
+        maps,
+        limit: limitOf(
+          shares(maps),
+          maps.every((m) => m.final),
+        ),
+      }
+    return this.limited.limit
+  }
+
+  lookTo(look: Look): void {
+    const now = this.look.value
+    if (now.dest !== look.dest || now.src !== look.src) this.look.value = look
   }
 
   /** Whether a change of the controls can be answered: by the kernel, or from maps already here. */
@@ -211,12 +245,16 @@ export class Store extends Board {
   }
 
   edit(field: 'clean' | 'corrupted' | 'answer' | 'wrong', value: string): void {
+    const name = `${field}${this.shown.value.pair}`
+    if (this.drafts.get(name) === value) return
+    this.drafts.set(name, value)
     this.host.send({ type: 'edit', field, pair: this.shown.value.pair, value })
   }
 
   /** Leaves a failed edit behind: the prompts show again what the maps belong to. */
   goBack(): void {
     this.error.value = null
+    this.drafts.clear()
     this.resets.value++
   }
 
@@ -232,7 +270,7 @@ export class Store extends Board {
   lookAt(layer: number, head: number): void {
     this.head.value = { layer, head }
     const map = this.current[0]
-    if (!map || map.dims.length !== 2 || !map.dims.includes('head') || !map.dims.includes('layer')) return
+    if (map?.dims.length !== 2 || !map.dims.includes('head') || !map.dims.includes('layer')) return
     const labels = map.coords.head ?? []
     const label = labels.findLast((l) => (headNumber(l, this.spec.value) ?? 0) <= head)
     if (label !== undefined) this.choose({ layer, head: label })
@@ -254,26 +292,9 @@ export class Store extends Board {
   /** The head whose attention is shown: the chosen one, else the strongest known, else one that is there. */
   get looking(): { layer: number; head: number } {
     if (this.head.value) return this.head.value
-    for (const map of [...this.current, ...this.maps.value.values()]) {
-      if (!map.dims.includes('head') || !map.dims.includes('layer')) continue
-      const cell = unravel(map, strongest(map))
-      const head = headNumber(cell.head, this.spec.value)
-      if (head !== null) return { layer: Number(cell.layer), head }
-    }
+    const known = strongestHead([...this.current, ...this.maps.value.values()], this.spec.value)
+    if (known) return known
     const layer = this.spec.value.can_run ? undefined : [...this.attention.value.values()][0]?.layer
     return { layer: layer ?? Number(this.selection.value?.layer ?? 0), head: 0 }
   }
 }
-
-export const defaultOver = (component: string): string[] =>
-  /^(z|q|k|v|pattern|scores|head_out)$/.test(component) ? ['layer', 'head'] : component === 'embed' ? ['pos'] : ['layer', 'pos']
-
-/** Query head of a label of the head axis: "kv1" stands for the first head of its group. */
-export function headNumber(label: Label | undefined, spec: Pick<Spec, 'model'>): number | null {
-  if (typeof label === 'number') return label
-  const kv = /^kv(\d+)$/.exec(label ?? '')
-  return kv ? Number(kv[1]) * Math.max(1, Math.round(spec.model.n_heads / spec.model.n_kv_heads)) : null
-}
-
-const shownOf = ({ component, over, direction, metric, pair }: Spec): Shown => ({ component, over, direction, metric, pair })
-const prompts = (spec: Spec): string => JSON.stringify(spec.pairs.map((p) => [p.clean, p.corrupted, p.answer, p.wrong]))

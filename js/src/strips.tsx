@@ -1,6 +1,6 @@
 // The two prompts as token strips on the map's columns, each with its input lying over it.
 
-import type { JSX } from 'preact'
+import { type Child, Fragment, h } from './dom'
 import { percent } from './format'
 import type { Grid } from './geometry'
 import type { Store } from './store'
@@ -19,18 +19,20 @@ export interface Place {
 export const positions = (cell: Cell | null): number[] =>
   cell ? [cell.pos, cell.src, cell.dest].filter((p): p is number => typeof p === 'number') : []
 
-export function Strips({ store, place }: { store: Store; place: Place }): JSX.Element {
+export function Strips({ store, place }: { store: Store; place: Place }): Child {
   const pair = store.pair
   const { grid, wrap } = place
-  const chosen = positions(store.hover.value ?? store.selection.value)
+  const chosen = positions(store.hover.value ?? store.chosen)
   return (
-    <div class={`strips${wrap ? ' wrap' : grid.col < 36 ? ' tight' : ''}`} style={{ '--gutter': `${grid.gutter}px`, '--col': `${grid.col}px` }}>
+    <div
+      class={`strips${wrap ? ' wrap' : grid.col < 36 ? ' tight' : ''}`}
+      style={{ '--gutter': `${grid.gutter}px`, '--col': `${grid.col}px` }}
+    >
       {!wrap && (
         <div class="strip numbers" aria-hidden="true">
           <span class="name" />
           <span class="row">
             {pair.clean_tokens.map((_, i) => (
-              // biome-ignore lint/suspicious/noArrayIndexKey: a position is its index
               <span key={i} class={chosen.includes(i) ? 'on' : ''}>
                 {i}
               </span>
@@ -44,7 +46,7 @@ export function Strips({ store, place }: { store: Store; place: Place }): JSX.El
   )
 }
 
-function Strip({ store, side, chosen }: { store: Store; side: Side; chosen: number[] }): JSX.Element {
+function Strip({ store, side, chosen }: { store: Store; side: Side; chosen: number[] }): Child {
   const pair = store.pair
   const tokens = side === 'clean' ? pair.clean_tokens : pair.corrupted_tokens
   const top = side === 'clean' ? pair.clean_top : pair.corrupted_top
@@ -59,7 +61,6 @@ function Strip({ store, side, chosen }: { store: Store; side: Side; chosen: numb
         <div class="row" data-testid={`nbp-tokens-${side}`}>
           {tokens.map((text, i) => (
             <Token
-              // biome-ignore lint/suspicious/noArrayIndexKey: a position is its index
               key={i}
               text={text}
               pos={i}
@@ -76,7 +77,13 @@ function Strip({ store, side, chosen }: { store: Store; side: Side; chosen: numb
   )
 }
 
-export function Token(props: { text: string; pos: number; differs: boolean; bos?: boolean; on?: boolean }): JSX.Element {
+export function Token(props: {
+  text: string
+  pos: number
+  differs: boolean
+  bos?: boolean
+  on?: boolean
+}): Child {
   const { text, pos, differs, bos, on } = props
   return (
     <span
@@ -91,7 +98,7 @@ export function Token(props: { text: string; pos: number; differs: boolean; bos?
   )
 }
 
-function Prompt({ store, side, pair }: { store: Store; side: Side; pair: Pair }): JSX.Element {
+function Prompt({ store, side, pair }: { store: Store; side: Side; pair: Pair }): Child {
   const off = !store.spec.value.can_run
   const commit = (input: HTMLInputElement) => {
     if (input.value !== pair[side]) store.edit(side, input.value)
@@ -104,7 +111,7 @@ function Prompt({ store, side, pair }: { store: Store; side: Side; pair: Pair })
       title={off ? 'No kernel: this page shows what was measured.' : 'Click to change the prompt'}
       defaultValue={pair[side]}
       readOnly={off}
-      spellcheck={false}
+      spellcheck="false"
       onBlur={(e) => commit(e.currentTarget)}
       onKeyDown={(e) => {
         e.stopPropagation()
@@ -115,13 +122,17 @@ function Prompt({ store, side, pair }: { store: Store; side: Side; pair: Pair })
   )
 }
 
-function Prediction({ top }: { top: Top }): JSX.Element {
+function Prediction({ top }: { top: Top }): Child {
   const [token, prob] = top[0] ?? []
   return (
     <span class="predicts" title="Most likely next token">
       {token !== undefined && (
         <>
-          → <b><TokenText text={token} /></b> <span class="dim">{percent(prob)}%</span>
+          →{' '}
+          <b>
+            <TokenText text={token} />
+          </b>{' '}
+          <span class="dim">{percent(prob)}%</span>
         </>
       )}
     </span>

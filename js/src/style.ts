@@ -1,9 +1,14 @@
 // The widget's style sheet. It stands inside the widget's own root, so that shadow roots have it too.
 
+import attention from './attention.css?inline'
+import bar from './bar.css?inline'
 import base from './base.css?inline'
-import layout from './layout.css?inline'
+import head from './head.css?inline'
+import map from './map.css?inline'
+import room from './room.css?inline'
+import side from './side.css?inline'
+import strips from './strips.css?inline'
 import { SCALE, TOKENS } from './style.generated'
-import views from './views.css?inline'
 
 const variables = (theme: 'light' | 'dark'): string => {
   const colours = Object.entries(TOKENS[theme]).map(([name, value]) => `--${name}:${value};`)
@@ -11,4 +16,6 @@ const variables = (theme: 'light' | 'dark'): string => {
   return `${colours.join('')}--up:linear-gradient(to top,${ramp});--across:linear-gradient(to right,${ramp});color-scheme:${theme}`
 }
 
-export const STYLE: string = `.nbp{${variables('light')}}.nbp[data-theme=dark]{${variables('dark')}}${base}${layout}${views}`
+const themes = `.nbp{${variables('light')}}.nbp[data-theme=dark]{${variables('dark')}}`
+
+export const STYLE: string = [themes, base, head, bar, strips, map, side, attention, room].join('')

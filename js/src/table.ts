@@ -22,7 +22,10 @@ const COLUMN_ORDER = ['src', 'pos', 'dest', 'head', 'layer']
 /** Lays a map out; of a map with `dest` and `src` only the chosen layer and head is shown. */
 export function layOut(map: HeatMap, chosen: Cell | null): Table {
   const dims = map.dims
-  const col = dims.length === 1 ? (dims[0] as string) : (COLUMN_ORDER.find((a) => dims.includes(a)) ?? (dims.at(-1) as string))
+  const col =
+    dims.length === 1
+      ? (dims[0] as string)
+      : (COLUMN_ORDER.find((a) => dims.includes(a)) ?? (dims.at(-1) as string))
   const slice = dims.includes('dest') && dims.includes('src')
   const held: string[] = slice ? dims.filter((a) => a === 'layer' || a === 'head') : []
   const rowAxes = dims.filter((a) => a !== col && !held.includes(a))
@@ -41,7 +44,10 @@ export function layOut(map: HeatMap, chosen: Cell | null): Table {
   for (const axis of rowAxes) {
     const stride = strides[dims.indexOf(axis)] as number
     rows = rows.flatMap((row) =>
-      (map.coords[axis] ?? []).map((label, i) => ({ cell: { ...row.cell, [axis]: label }, at: row.at + i * stride })),
+      (map.coords[axis] ?? []).map((label, i) => ({
+        cell: { ...row.cell, [axis]: label },
+        at: row.at + i * stride,
+      })),
     )
   }
   return {
@@ -116,6 +122,14 @@ export const NO_GAP = 1e-4
 export function yardstick(map: HeatMap): { by: number; share: boolean } {
   if (Math.abs(map.gap) >= NO_GAP) return { by: map.gap, share: true }
   return { by: Math.abs(map.effect[strongest(map)] ?? 0) || 1, share: false }
+}
+
+/** All effects of the maps as the colour sees them. */
+export function* shares(maps: readonly HeatMap[]): Generator<number> {
+  for (const map of maps) {
+    const { by } = yardstick(map)
+    for (const v of map.effect) yield v / by
+  }
 }
 
 /** Why a cell shows no measured number; "" where it shows one. */

@@ -1,10 +1,10 @@
 // Small parts that others are made of.
 
-import type { ComponentChildren, JSX } from 'preact'
+import { type Child, h } from './dom'
 import { pieces } from './format'
 
 /** A token's text with its invisible characters shown; the text itself is only ever set as text. */
-export function TokenText({ text }: { text: string }): JSX.Element {
+export function TokenText({ text }: { text: string }): Child {
   return (
     <bdi class="tt">
       {pieces(text).map((p) =>
@@ -20,7 +20,7 @@ export function TokenText({ text }: { text: string }): JSX.Element {
   )
 }
 
-export const Chip = ({ text }: { text: string }): JSX.Element => (
+export const Chip = ({ text }: { text: string }): Child => (
   <span class="chip">
     <TokenText text={text} />
   </span>
@@ -37,7 +37,7 @@ const PATHS = {
   info: 'M8 1.8a6.2 6.2 0 1 0 0 12.4A6.2 6.2 0 0 0 8 1.8M8 7.2v4M8 4.7v.6',
 } as const
 
-export function Icon({ name, fill }: { name: keyof typeof PATHS; fill?: boolean }): JSX.Element {
+export function Icon({ name, fill }: { name: keyof typeof PATHS; fill?: boolean }): Child {
   return (
     <svg class="icon" viewBox="0 0 16 16" aria-hidden="true">
       <path d={PATHS[name]} class={fill ? 'solid' : ''} />
@@ -45,20 +45,20 @@ export function Icon({ name, fill }: { name: keyof typeof PATHS; fill?: boolean 
   )
 }
 
-export const Play = (): JSX.Element => (
+export const Play = (): Child => (
   <svg class="icon" viewBox="0 0 16 16" aria-hidden="true">
     <path d="M4.5 3v10l8-5z" class="only" />
   </svg>
 )
 
-export const Square = (): JSX.Element => (
+export const Square = (): Child => (
   <svg class="icon" viewBox="0 0 16 16" aria-hidden="true">
     <path d="M4 4h8v8H4z" class="only" />
   </svg>
 )
 
 /** ●→○ denoise, ○→● noise. */
-export function Turn({ into }: { into: 'corrupted' | 'clean' }): JSX.Element {
+export function Turn({ into }: { into: 'corrupted' | 'clean' }): Child {
   const filled = into === 'corrupted' ? 3.5 : 16.5
   const hollow = into === 'corrupted' ? 16.5 : 3.5
   return (
@@ -70,7 +70,7 @@ export function Turn({ into }: { into: 'corrupted' | 'clean' }): JSX.Element {
   )
 }
 
-export const Run = ({ run }: { run: 'clean' | 'corrupted' | 'patched' }): JSX.Element => (
+export const Run = ({ run }: { run: 'clean' | 'corrupted' | 'patched' }): Child => (
   <span class={`run ${run}`} aria-hidden="true" />
 )
 
@@ -83,8 +83,8 @@ export function Select(props: {
   options: { value: string; label: string; off?: string }[]
   off?: string
   onChange: (value: string) => void
-  children?: ComponentChildren
-}): JSX.Element {
+  children?: Child
+}): Child {
   const { testid, name, value, prefix, options, off, onChange, children } = props
   return (
     <label class={`select${off ? ' off' : ''}`} title={off ?? ''}>
@@ -98,7 +98,13 @@ export function Select(props: {
         onChange={(e) => onChange(e.currentTarget.value)}
       >
         {options.map((o) => (
-          <option key={o.value} value={o.value} disabled={!!o.off} title={o.off ?? ''} selected={o.value === value}>
+          <option
+            key={o.value}
+            value={o.value}
+            disabled={!!o.off}
+            title={o.off ?? ''}
+            selected={o.value === value}
+          >
             {o.label}
           </option>
         ))}

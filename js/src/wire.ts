@@ -119,7 +119,8 @@ export function bytesOf(message: Dict, buffers: Buffers, i: number, name?: strin
   if (buffer instanceof ArrayBuffer) return new Uint8Array(buffer)
   if (ArrayBuffer.isView(buffer)) return new Uint8Array(buffer.buffer, buffer.byteOffset, buffer.byteLength)
   const list = message.data64
-  const text = (name && message[name]) || (Array.isArray(list) ? list[i] : i === 0 ? list : null)
+  const texts = [name && message[name], Array.isArray(list) ? list[i] : i === 0 && list]
+  const text = texts.find((t) => typeof t === 'string' && t !== '')
   return typeof text === 'string' ? bytesOf64(text) : null
 }
 
@@ -136,7 +137,13 @@ export function decodeMap(message: Dict, buffers: Buffers): HeatMap | null {
   if (effect.length !== 4 * count || state.length !== count) return null
   const head = message as unknown as Omit<HeatMap, 'effect' | 'state'>
   const direction = (message.direction ?? head.key.direction) as Direction
-  return { ...head, gen: Number(message.gen ?? 0), key: { ...head.key, direction }, effect: floats(effect), state: state.slice() }
+  return {
+    ...head,
+    gen: Number(message.gen ?? 0),
+    key: { ...head.key, direction },
+    effect: floats(effect),
+    state: state.slice(),
+  }
 }
 
 export function decodeAttention(message: Dict, buffers: Buffers, pair: number): Attention | null {
@@ -144,10 +151,18 @@ export function decodeAttention(message: Dict, buffers: Buffers, pair: number): 
   const shape = message.shape as number[]
   if (!bytes || !Array.isArray(shape) || shape.length !== 4 || bytes.length !== 4 * size(shape)) return null
   const [, heads = 0, dest = 0, src = 0] = shape
-  return { layer: Number(message.layer), pair: Number(message.pair ?? pair), heads, dest, src, values: floats(bytes) }
+  return {
+    layer: Number(message.layer),
+    pair: Number(message.pair ?? pair),
+    heads,
+    dest,
+    src,
+    values: floats(bytes),
+  }
 }
 
 export const mapName = (key: MapKey): string =>
   JSON.stringify([key.component, key.over, key.direction, key.metric, key.pair])
 
-export const directionsOf = (choice: Choice): Direction[] => (choice === 'both' ? ['denoising', 'noising'] : [choice])
+export const directionsOf = (choice: Choice): Direction[] =>
+  choice === 'both' ? ['denoising', 'noising'] : [choice]

@@ -1,27 +1,106 @@
-"""Figures: the map with the prompt as its axis. Built without pyplot, so that drawing changes no global state."""
+"""Figures: the map with the prompt as its axis, as it is seen without a kernel: on GitHub, in print, in a paper."""
 
 import io
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from nbpatch.errors import ResultError
 from nbpatch.prompts import visible
 from nbpatch.result import STATES, Result
+from nbpatch.view.canvas import Canvas, Type, thinned, type_for
+from nbpatch.view.patterns import heads
 from nbpatch.view.style import CELL_LEAST, SCALE, TOKENS, cell_number, diverging, rgb, text_on
+from nbpatch.view.words import colour_key, facts, question
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+__all__ = ["heads", "plot", "png"]
+
+Shares: TypeAlias = NDArray[np.float64]
+
 _INK = TOKENS["light"]
-_CELL_WIDE, _CELL_HIGH = 0.52, 0.30
-_NUMBERS_UP_TO = 26
-_EXACT = STATES.index("exact")
+_MEASURED, _EXACT, _NO_POSITION = (STATES.index(name) for name in ("measured", "exact", "no position"))
+_PLACES = ("pos", "dest", "src")
+
+_PAD, _GUTTER, _RIGHT = 0.2, 1.0, 1.2
+_BELOW, _BESIDE = 0.42, 0.7
+_WIDEST, _HIGHEST, _NARROWEST = 13.6, 8.0, 8.0
+_LINE = {"bold": 0.3, "normal": 0.23}
+_NAME = 0.3
+_STRIP, _TOKEN_SIZE, _TOKEN_LONGEST = 0.27, 8.5, 1.0
+_PNG_MOST = 150_000
+_DPIS = (144, 110, 80, 60, 45)
 
 
-def plot(result: Result, metric: str | None = None, *, pair: int | None = None, title: bool = True) -> "Figure":
+@dataclass(frozen=True)
+class Panel:
+    """The map of one direction.
+
+    Attributes:
+        values: effect as a share of the gap [row column], NaN where there is none.
+        codes: indices into `result.STATES` [row column].
+    """
+
+    direction: str
+    values: Shares
+    codes: NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What is drawn and how large, in inches."""
+
+    result: Result
+    pair: Mapping[str, Any]
+    panels: tuple[Panel, ...]
+    down: tuple[str, ...]
+    across: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cell: tuple[float, float]
+    strip: float
+    side_by_side: bool
+    limit: float
+    fonts: Type
+
+    @property
+    def on_tokens(self) -> bool:
+        """Whether the columns are the prompt's tokens."""
+        return self.across in _PLACES
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height of one panel."""
+        return len(self.columns) * self.cell[0], len(self.rows) * self.cell[1]
+
+    @property
+    def left(self) -> float:
+        """Where the cells of the first panel begin."""
+        return _PAD + _GUTTER
+
+    @property
+    def step(self) -> float:
+        """Height of one panel with its name above and its scale below."""
+        name = _NAME if len(self.panels) > 1 else 0.0
+        return name + self.size[1] + (_BELOW + 0.2 if self.on_tokens else _BELOW)
+
+    @property
+    def wide(self) -> float:
+        """Width of the page."""
+        panels = len(self.panels) if self.side_by_side else 1
+        return max(_NARROWEST, self.left + panels * self.size[0] + (panels - 1) * _BESIDE + _RIGHT)
+
+
+def plot(
+    result: Result, metric: str | None = None, *, pair: int | None = None, title: bool = True, note: str = ""
+) -> "Figure":
     """Returns the map of a result, one panel for each direction.
 
     Colour is the effect as a share of the gap: blue restores, red takes away. A dot is a cell that cannot change
@@ -30,192 +109,342 @@ def plot(result: Result, metric: str | None = None, *, pair: int | None = None, 
     Args:
         metric: which one; the result's first by default.
         pair: one pair's own values; the mean over pairs by default.
+        title: whether the question stands above the map and the facts below it.
+        note: a last line below.
 
     Raises:
-        ResultError: an unknown metric, or attention patterns (see `show`).
+        ResultError: an unknown metric or pair, or attention patterns (see `heads`).
     """
-    from matplotlib.figure import Figure
-
-    share = result.share(metric, per_pair=pair is not None)
-    state = result.data["state"]
-    if pair is not None:
-        share, state = share.sel(pair=pair), state.sel(pair=pair)
-    else:
-        state = _common_state(state)
-    panels = [(str(one.item()), share.sel(direction=one), state.sel(direction=one)) for one in share["direction"]] \
-        if "direction" in share.dims else [(result.provenance["direction"], share, state)]  # fmt: skip
-    tables = [(name, *_table(values, codes)) for name, values, codes in panels]
-    rows, columns = tables[0][1].shape
-    high = max(1.6, min(9.0, rows * _CELL_HIGH)) + (1.55 if "pos" in result.over else 1.0)
-    wide = max(4.2, min(14.0, columns * _CELL_WIDE)) + 1.9
-    figure = Figure(figsize=(wide, high * len(tables)), layout="constrained", facecolor="white")
-    for number, (name, values, codes) in enumerate(tables):
-        axes = figure.add_subplot(len(tables), 1, number + 1)
-        _draw(axes, values, codes)
-        _label_axes(axes, result, share, pair or 0)
-        axes.set_title(
-            _sentence(result, name, metric) if title else name, loc="left", fontsize=10, color=_INK["ink"], pad=8
-        )
-        _legend(figure, axes)
-    return figure
+    name = metric or result.metrics[0]
+    sheet = _measure(result, name, pair)
+    above = _heading(sheet, name) if title else []
+    below = _footing(sheet, name, pair, note) if title else []
+    canvas = Canvas(sheet.wide, _height(sheet, sum(_LINE[weight] for _, _, weight in above), len(below)), sheet.fonts)
+    y = _write_heading(canvas, above)
+    y = _draw_strips(canvas, sheet, y)
+    y = _draw_panels(canvas, sheet, y)
+    for line in below:
+        canvas.text(_PAD, y + 0.1, line, 7.5, color=_INK["ink3"])
+        y += 0.19
+    return canvas.figure
 
 
-def png(result: Result, metric: str | None = None) -> bytes:
-    """Returns the map as a PNG on white, small enough to be saved with a notebook (at most about 150 kB)."""
+def png(result: Result, metric: str | None = None, *, note: str = "") -> bytes:
+    """Returns the map as a PNG on white, small enough to be saved with a notebook: at most 150 kB.
+
+    Raises:
+        ResultError: an unknown metric.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    figure = plot(result, metric)
+    is_attention = result.provenance.get("method") == "attention"
+    figure = heads(result) if is_attention else plot(result, metric, note=note)
     FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, facecolor="white")
-    return buffer.getvalue()
+    data = b""
+    for dpi in _DPIS:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": "nbpatch"})
+        data = buffer.getvalue()
+        if len(data) <= _PNG_MOST:
+            break
+    return data
 
 
-def _common_state(state: xr.DataArray) -> xr.DataArray:
-    """Returns "exact" where it holds for every pair, "measured" elsewhere."""
-    return xr.where((state == _EXACT).all("pair"), _EXACT, STATES.index("measured"))
+# -- what is drawn, and how large
 
 
-def _table(values: xr.DataArray, codes: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns values and states as rows × columns: the last axis across, the others down."""
-    across = values.dims[-1]
-    down = [dim for dim in values.dims if dim != across]
-    ordered = [one.transpose(*down, across).to_numpy() for one in (values, codes)]
-    return ordered[0].reshape(-1, values.sizes[across]), ordered[1].reshape(-1, values.sizes[across])
+def _measure(result: Result, metric: str, pair: int | None) -> Sheet:
+    panels, dims, share = _panels(result, metric, pair)
+    shown = result.provenance["pairs"][pair or 0]
+    down, across = dims[:-1], dims[-1]
+    rows, columns = _row_labels(share, down, shown), tuple(str(one) for one in share[across].to_numpy())
+    fonts = type_for([*_tokens(shown, "clean"), *_tokens(shown, "corrupted"), *shown["answer"], *shown["wrong"]])
+    on_tokens = across in _PLACES
+    wide, strip = _column_width(shown, len(columns), fonts) if on_tokens else (_head_width(len(columns)), _STRIP)
+    high = max(0.012, min(0.36 if len(rows) <= 16 else 0.2, _HIGHEST / (len(rows) * len(panels))))
+    most = max([0.0, *(float(np.nanmax(np.abs(p.values))) for p in panels if np.isfinite(p.values).any())])
+    return Sheet(
+        result, shown, panels, down, across, rows, columns, (wide, high), strip,
+        side_by_side=not on_tokens and len(panels) > 1 and 2 * len(columns) * wide < _WIDEST,
+        limit=next((limit for limit in (0.1, 0.25) if 0 < most <= limit), 1.0),
+        fonts=fonts,
+    )  # fmt: skip
 
 
-def _draw(axes: "Axes", values: np.ndarray, codes: np.ndarray) -> None:
-    rows, columns = values.shape
-    pixels = _fill(values, codes)
-    axes.imshow(pixels, aspect="auto", interpolation="nearest")
-    if max(rows, columns) <= 64:
-        axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
-        axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
-        axes.grid(which="minor", color="white", linewidth=1.2)
-    axes.tick_params(which="both", length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    _mark_nothings(axes, values, codes)
-    if columns <= _NUMBERS_UP_TO and rows <= 2 * _NUMBERS_UP_TO:
-        _write_numbers(axes, values)
+def _panels(result: Result, metric: str, pair: int | None) -> tuple[tuple[Panel, ...], tuple[str, ...], xr.DataArray]:
+    """Returns the panels, the axes of the rows and of the columns, and the shares with their labels."""
+    share, state = result.share(metric, per_pair=pair is not None), result.data["state"]
+    if pair is None:
+        still, absent = state == _EXACT, state == _NO_POSITION
+        exact = (still | absent).all("pair") & still.any("pair")
+        least = state.min("pair")
+        state = xr.where(exact, _EXACT, xr.where(least == _EXACT, _MEASURED, least))
+    elif 0 <= pair < result.data.sizes["pair"]:
+        share, state = share.isel(pair=pair), state.isel(pair=pair)
+    else:
+        pairs = result.data.sizes["pair"]
+        raise ResultError(f"no pair {pair}.", where="plot", seen=f"{pairs} pairs", fix=f"pair=0 to {pairs - 1}")
+    dims = tuple(str(dim) for dim in share.dims if dim != "direction")
+    directions = list(share["direction"].to_numpy()) if "direction" in share.dims else [None]
+    panels: list[Panel] = []
+    for direction in directions:
+        one = [table if direction is None else table.sel(direction=direction) for table in (share, state)]
+        values, codes = (table.transpose(*dims).to_numpy().reshape(-1, table.sizes[dims[-1]]) for table in one)
+        panels.append(Panel(str(direction or result.provenance["direction"]), values, codes.astype(np.int8)))
+    return tuple(panels), dims, share
 
 
-def _fill(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Returns the colours [row column rgb] of shares of the gap; white where there is nothing to colour."""
+def _row_labels(share: xr.DataArray, down: tuple[str, ...], pair: Mapping[str, Any]) -> tuple[str, ...]:
+    if not down:
+        return ("",)
+    if len(down) == 1 and down[0] in _PLACES:
+        tokens = _tokens(pair, "clean")
+        return tuple(
+            f"{tokens[place][:9] if place < len(tokens) else ''} {place}" for place in share[down[0]].to_numpy()
+        )
+    grid = np.meshgrid(*(share[dim].to_numpy().astype(str) for dim in down), indexing="ij")
+    labels = [".".join(parts) for parts in zip(*(axis.ravel() for axis in grid), strict=True)]
+    return tuple(labels) if len(down) > 1 else (" ".join([*down, labels[0]]), *labels[1:])
+
+
+def _tokens(pair: Mapping[str, Any], run: str) -> list[str]:
+    """Returns a prompt's tokens as they are shown."""
+    tokens = [visible(token) for token in pair[f"{run}_tokens"]]
+    return ["bos", *tokens[1:]] if pair["has_bos"] else tokens
+
+
+def _column_width(pair: Mapping[str, Any], columns: int, fonts: Type) -> tuple[float, float]:
+    """Returns the width of a token's column and the height of a strip's row.
+
+    A few long tokens are cut to their column; when more do not fit, all stand upright.
+    """
+    names = [*_tokens(pair, "clean"), *_tokens(pair, "corrupted")]
+    widths = sorted(fonts.width(name, _TOKEN_SIZE, bold=True) for name in names)
+    room = (_WIDEST - _GUTTER - _RIGHT) / columns
+    for widest in (widths[-1], widths[int(0.85 * len(widths))]):
+        wide = min(_TOKEN_LONGEST, max(0.42, widest + 0.12))
+        if wide <= room:
+            return wide, _STRIP
+    return max(0.02, min(0.4, room)), min(_TOKEN_LONGEST, widths[-1]) + 0.12
+
+
+def _head_width(columns: int) -> float:
+    return max(0.02, min(0.5, (_WIDEST - _GUTTER - _RIGHT) / columns))
+
+
+def _height(sheet: Sheet, above: float, below: int) -> float:
+    stacked = 1 if sheet.side_by_side else len(sheet.panels)
+    return 0.34 + above + 2 * sheet.strip + 0.12 + stacked * sheet.step + 0.19 * below + 0.1
+
+
+# -- drawing
+
+
+def _heading(sheet: Sheet, metric: str) -> list[tuple[str, float, str]]:
+    """Returns the lines above the map: text, size, weight."""
+    room = sheet.wide - 2 * _PAD
+    asked, rest = question(sheet.result.provenance, sheet.pair, metric)
+    key = colour_key(sheet.result, metric)
+    lines = [(line, 13.0, "bold") for line in sheet.fonts.wrap(asked, 13, room, bold=True)]
+    below = [f"{rest}   {key}"] if sheet.fonts.width(f"{rest}   {key}", 10) <= room else [rest, key]
+    return lines + [(line, 10.0, "normal") for text in below for line in sheet.fonts.wrap(text, 10, room)]
+
+
+def _write_heading(canvas: Canvas, lines: Sequence[tuple[str, float, str]]) -> float:
+    y = 0.16
+    for text, size, weight in lines:
+        canvas.text(_PAD, y + 0.14, text, size, weight=weight, color=_INK["ink" if weight == "bold" else "ink2"])
+        y += _LINE[weight]
+    return y + 0.18
+
+
+def _draw_strips(canvas: Canvas, sheet: Sheet, y: float) -> float:
+    """Draws both prompts, on the map's columns where these are positions, else in a line of their own."""
+    differs = {"clean": set(sheet.pair["differs"]), "corrupted": _other_differs(sheet.pair)}
+    aligned = dict(sheet.pair["aligned"])
+    widths = _line_widths(sheet)
+    for run in ("clean", "corrupted"):
+        canvas.text(sheet.left - 0.1, y + sheet.strip / 2, run, 8.5, ha="right")
+        tokens = _tokens(sheet.pair, run)
+        if not sheet.on_tokens:
+            marked = [(token, place in differs[run]) for place, token in enumerate(tokens)]
+            end = _draw_line(canvas, sheet, y, marked, widths[run])
+        else:
+            ends = len(sheet.pair["clean_tokens"])
+            places = range(ends) if run == "clean" else [aligned.get(place) for place in range(ends)]
+            chosen = ["" if place is None else tokens[place] for place in places]
+            _draw_columns(canvas, sheet, y, chosen)
+            end = sheet.left + sheet.size[0]
+        token, prob = sheet.pair[f"{run}_top"][0]
+        canvas.text(end + 0.1, y + sheet.strip / 2, f"→ {visible(token)} {100 * prob:.0f}%", 8.5, color=_INK["ink"])
+        y += sheet.strip
+    return y + 0.12
+
+
+def _other_differs(pair: Mapping[str, Any]) -> set[int]:
+    """Returns the corrupted positions whose token differs from the aligned clean one, or that have none."""
+    clean = {corrupted: place for place, corrupted in pair["aligned"]}
+    ids = pair["corrupted_ids"]
+    return {place for place in range(len(ids)) if place not in clean or pair["clean_ids"][clean[place]] != ids[place]}
+
+
+def _draw_columns(canvas: Canvas, sheet: Sheet, y: float, tokens: Sequence[str]) -> None:
+    wide, upright = sheet.cell[0], sheet.strip > _STRIP
+    written = {*thinned(len(tokens), wide, 0.13 if upright else 0.0), *sheet.pair["differs"]}
+    for place, token in enumerate(tokens):
+        x, marked = sheet.left + place * wide, place in sheet.pair["differs"]
+        if marked:
+            canvas.box(x, y, wide, sheet.strip, _INK["mark"])
+        if place not in written:
+            continue
+        look: dict[str, Any] = {"weight": "bold" if marked else "normal", "color": _INK["ink" if marked else "ink2"]}
+        shown = sheet.fonts.cut(token, _TOKEN_SIZE, _TOKEN_LONGEST if upright else wide, bold=marked)
+        canvas.text(x + wide / 2, y + sheet.strip / 2, shown, _TOKEN_SIZE, ha="center", rotation=90 * upright, **look)
+
+
+def _line_widths(sheet: Sheet) -> dict[str, list[float]]:
+    """Returns the room of each token in a line; the same in both prompts where they are of equal length."""
+    each = {
+        run: [sheet.fonts.width(token, _TOKEN_SIZE, bold=True) + 0.05 for token in _tokens(sheet.pair, run)]
+        for run in ("clean", "corrupted")
+    }
+    if len(each["clean"]) != len(each["corrupted"]):
+        return each
+    common = [max(both) for both in zip(each["clean"], each["corrupted"], strict=True)]
+    return {"clean": common, "corrupted": common}
+
+
+def _draw_line(
+    canvas: Canvas, sheet: Sheet, y: float, tokens: Sequence[tuple[str, bool]], widths: Sequence[float]
+) -> float:
+    """Draws a prompt as a line of tokens; one too long begins shortly before what differs. Returns where it ends."""
+    room = sheet.wide - sheet.left - _RIGHT
+    first = 0
+    if sum(widths) > room:
+        marks = [place for place, (_, marked) in enumerate(tokens) if marked] or [0]
+        first = min(max(0, marks[0] - 3), next(i for i in range(len(widths)) if sum(widths[i:]) <= room))
+    x = sheet.left
+    if first:
+        canvas.text(x, y + sheet.strip / 2, "…", _TOKEN_SIZE)
+        x += 0.14
+    for (token, marked), wide in list(zip(tokens, widths, strict=True))[first:]:
+        if x + wide > sheet.left + room:
+            canvas.text(x, y + sheet.strip / 2, "…", _TOKEN_SIZE)
+            return x + 0.12
+        if marked:
+            canvas.box(x - 0.02, y, wide, sheet.strip, _INK["mark"])
+        look: dict[str, Any] = {"weight": "bold" if marked else "normal", "color": _INK["ink" if marked else "ink2"]}
+        canvas.text(x + 0.01, y + sheet.strip / 2, token, _TOKEN_SIZE, **look)
+        x += wide
+    return x
+
+
+def _draw_panels(canvas: Canvas, sheet: Sheet, y: float) -> float:
+    """Draws the maps, below or beside each other, and returns where they end."""
+    wide, step = sheet.size[0], sheet.step
+    head = _NAME if len(sheet.panels) > 1 else 0.0
+    for number, panel in enumerate(sheet.panels):
+        x = sheet.left + (number * (wide + _BESIDE) if sheet.side_by_side else 0)
+        top = y + head + (0 if sheet.side_by_side else number * step)
+        if head:
+            _draw_panel_name(canvas, sheet, panel, x, top - 0.14)
+        _draw_cells(canvas, sheet, panel, x, top)
+        _draw_scale(canvas, sheet, x, top, first=number == 0 or not sheet.side_by_side)
+    last = sheet.left + (len(sheet.panels) - 1) * (wide + _BESIDE) * sheet.side_by_side
+    _draw_legend(canvas, sheet, last + wide + 0.22, y + head + 0.02)
+    return y + step * (1 if sheet.side_by_side else len(sheet.panels))
+
+
+def _draw_panel_name(canvas: Canvas, sheet: Sheet, panel: Panel, x: float, y: float) -> None:
+    lost = panel.direction == "noising"
+    name, rest = ("Noise", "share of the gap lost") if lost else ("Denoise", "share of the gap restored")
+    canvas.text(x, y, name, 9, weight="bold", color=_INK["ink"])
+    canvas.text(x + sheet.fonts.width(f"{name}  ", 9, bold=True), y, rest, 8.5)
+
+
+def _draw_cells(canvas: Canvas, sheet: Sheet, panel: Panel, x: float, y: float) -> None:
+    axes = canvas.pixels(x, y, sheet.cell, _colours(panel, sheet.limit), gaps=min(sheet.cell) > 0.09)
+    still = np.argwhere(panel.codes == _EXACT)
+    axes.scatter(still[:, 1] + 0.5, still[:, 0] + 0.5, s=3, color=_INK["edge"], linewidths=0)
+    _hatch(axes, np.argwhere(~np.isfinite(panel.values) & (panel.codes != _EXACT)), fine=min(sheet.cell) > 0.09)
+    if sheet.cell[0] >= 0.33 and sheet.cell[1] >= 0.16:
+        size = min(8.5, 52 * sheet.cell[1])
+        for row, column in np.argwhere(np.abs(np.nan_to_num(panel.values)) >= CELL_LEAST):
+            value = float(panel.values[row, column])
+            look: dict[str, Any] = {"color": text_on(diverging(value / sheet.limit)), "fontsize": size}
+            axes.text(column + 0.5, row + 0.5, cell_number(value), ha="center", va="center_baseline", **look)
+
+
+def _colours(panel: Panel, limit: float) -> NDArray[np.uint8]:
+    """Returns the colours [row column rgb]; white where there is nothing to colour."""
     anchors = np.array([rgb(colour) for colour in SCALE["light"]])
+    shares = np.nan_to_num(panel.values) / limit
     places = np.linspace(-1, 1, len(anchors))
-    shares = np.nan_to_num(values)
     pixels = np.stack([np.interp(shares, places, anchors[:, channel]) for channel in range(3)], -1)
-    pixels[(codes == _EXACT) | ~np.isfinite(values)] = 255
+    pixels[(panel.codes == _EXACT) | ~np.isfinite(panel.values)] = 255
     return np.round(pixels).astype(np.uint8)
 
 
-def _mark_nothings(axes: "Axes", values: np.ndarray, codes: np.ndarray) -> None:
-    """Draws a dot where a cell cannot act and a hatched box where there is no value."""
+def _hatch(axes: "Axes", cells: NDArray[np.int64], *, fine: bool) -> None:
+    """Draws −45° lines and an outline over cells without a value."""
+    from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
-    still = np.argwhere(codes == _EXACT)
-    axes.scatter(still[:, 1], still[:, 0], s=4, color=_INK["edge"], linewidths=0)
-    for row, column in np.argwhere(~np.isfinite(values)):
-        place = (column - 0.46, row - 0.44)
-        axes.add_patch(
-            Rectangle(place, 0.92, 0.88, fill=False, hatch="\\\\\\\\", edgecolor=_INK["edge"], linewidth=0.8)
-        )
+    inset = 0.06 if fine else 0.0
+    boxes = [Rectangle((c + inset, r + inset), 1 - 2 * inset, 1 - 2 * inset) for r, c in cells]
+    look: dict[str, Any] = {"facecolor": "none", "edgecolor": _INK["edge"], "linewidth": 0.7 if fine else 0.0}
+    axes.add_collection(PatchCollection(boxes, hatch="\\\\\\", **look))
 
 
-def _write_numbers(axes: "Axes", values: np.ndarray) -> None:
-    for row, column in np.argwhere(np.abs(np.nan_to_num(values)) >= CELL_LEAST):
-        value = float(values[row, column])
-        colour = text_on(diverging(value))
-        axes.text(column, row, cell_number(value), ha="center", va="center", fontsize=7.5, color=colour)
+def _draw_scale(canvas: Canvas, sheet: Sheet, x: float, y: float, *, first: bool) -> None:
+    """Writes what the rows and columns are."""
+    wide, high = sheet.cell
+    for row in thinned(len(sheet.rows), high, 0.14) if first else ():
+        canvas.text(x - 0.1, y + (row + 0.5) * high, sheet.rows[row], 8.5, ha="right")
+    bottom = y + sheet.size[1] + 0.12
+    for column in thinned(len(sheet.columns), wide, 0.2 if len(sheet.columns) < 100 else 0.28):
+        canvas.text(x + (column + 0.5) * wide, bottom, sheet.columns[column], 7.5, ha="center", color=_INK["ink3"])
+    named = " · ".join(sheet.down) if len(sheet.down) > 1 else "" if sheet.on_tokens else sheet.across
+    canvas.text(x - 0.1, bottom, named, 8.5, ha="right")
+    if sheet.on_tokens:
+        _draw_brackets(canvas, sheet, x, bottom + 0.16)
 
 
-def _label_axes(axes: "Axes", result: Result, share: xr.DataArray, pair: int) -> None:
-    dims = [str(dim) for dim in share.dims if dim != "direction"]
-    down, across = dims[:-1], dims[-1]
-    names = [share[dim].to_numpy() for dim in down]
-    places = np.stack([one.ravel() for one in np.meshgrid(*names, indexing="ij")], -1) if names else np.array([[""]])
-    texts = [".".join(map(str, place)) for place in places]
-    every = max(1, len(texts) // 32)
-    axes.set_yticks(range(0, len(texts), every), [f"{one}" for one in texts[::every]], fontsize=8, color=_INK["ink2"])
-    axes.set_ylabel(".".join(down), fontsize=8, color=_INK["ink3"])
-    axes.xaxis.tick_top()
-    if across in ("pos", "dest", "src"):
-        _tokens(axes, result.provenance["pairs"][pair], share.sizes[across])
-        return
-    columns = share[across].to_numpy()
-    step = max(1, len(columns) // 40)
-    axes.set_xticks(range(0, len(columns), step), [str(one) for one in columns[::step]], fontsize=8, color=_INK["ink2"])
-    axes.set_xlabel(across, fontsize=8, color=_INK["ink3"])
-    axes.xaxis.set_label_position("top")
+def _draw_brackets(canvas: Canvas, sheet: Sheet, x: float, y: float) -> None:
+    """Says below the columns where nothing could change, and where the answer is read."""
+    still = np.logical_and.reduce([(panel.codes == _EXACT).all(0) for panel in sheet.panels])
+    same = int(np.argmin(still)) if not still.all() else len(still)
+    words = "same tokens so far: exactly 0, not run"
+    right = x + sheet.size[0]
+    ends = {pair["clean_end"] for pair in sheet.result.provenance["pairs"]}
+    end, at = x, f"answer read at {sheet.pair['clean_end']}"
+    if same and sheet.fonts.width(words, 7.5) < same * sheet.cell[0]:
+        end = x + same * sheet.cell[0] - 0.06
+        canvas.rule(x, end, y)
+        canvas.text((x + end) / 2, y + 0.11, words, 7.5, ha="center", color=_INK["ink3"])
+    if sheet.across != "src" and len(ends) == 1 and right - sheet.fonts.width(at, 7.5) > end:
+        canvas.text(right, y + 0.11, at, 7.5, ha="right", color=_INK["ink3"])
 
 
-def _tokens(axes: "Axes", pair: dict[str, Any], columns: int) -> None:
-    """Writes both prompts above the columns: one line each where they fit, differing tokens marked."""
-    clean, corrupted = pair["clean_tokens"], pair["corrupted_tokens"]
-    aligned = dict(map(tuple, pair["aligned"]))
-    differs = set(pair["differs"])
-    names: list[str] = []
-    for place in range(columns):
-        one = visible(clean[place]) if place < len(clean) else ""
-        other = visible(corrupted[aligned[place]]) if place in aligned else ""
-        names.append(f"{one}\n{other}" if place in differs else one)
-    turned = max(len(line) for name in names for line in name.split("\n")) > 8 or columns > 16
-    labels = [name.replace("\n", " / ") if turned else name for name in names]
-    axes.set_xticks(range(columns), labels, fontsize=8, rotation=60 if turned else 0, ha="left" if turned else "center")
-    for place, label in enumerate(axes.get_xticklabels()):
-        label.set_parse_math(False)
-        if place in differs:
-            label.set_bbox({"facecolor": _INK["mark"], "edgecolor": "none", "pad": 1.5})
-            label.set_fontweight("bold")
+def _draw_legend(canvas: Canvas, sheet: Sheet, x: float, y: float) -> None:
+    high = min(2.0, max(0.7, sheet.size[1] - 0.04))
+    steps = np.linspace(1, -1, 201)
+    colours = np.array([[diverging(float(step))] for step in steps], np.uint8)
+    canvas.pixels(x, y, (0.12, high / len(steps)), colours, gaps=False)
+    ends = cell_number(sheet.limit).rstrip("0").rstrip(".") or "1"
+    for share, text in ((0.0, f"+{ends}"), (0.5, "0"), (1.0, f"−{ends}")):
+        canvas.text(x + 0.19, y + share * high, text, 8)
 
 
-def _sentence(result: Result, direction: str, metric: str | None) -> str:
-    """Returns the question the panel answers."""
-    made = result.provenance
-    what = made["component_label"]
-    pair = made["pairs"][0]
-    answer = visible(pair["answer"][0])
-    over = f" over {visible(pair['wrong'][0])}" if pair["wrong"] else ""
-    behaviour = f"{answer}{over}" if metric in (None, "logit_diff") else f"{metric} of {answer}"
-    kind = "sufficient to restore" if direction == "denoising" else "necessary to keep"
-    return f"Which {what} are {kind} {behaviour}?"
-
-
-def _legend(figure: "Figure", axes: "Axes") -> None:
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import LinearSegmentedColormap, Normalize
-
-    colours = LinearSegmentedColormap.from_list("nbpatch", list(SCALE["light"]))
-    bar = figure.colorbar(ScalarMappable(Normalize(-1, 1), colours), ax=axes, fraction=0.025, pad=0.02, aspect=16)
-    bar.set_ticks([-1, 0, 1], labels=["−1", "0", "+1"])
-    bar.ax.tick_params(labelsize=7, length=0, colors=_INK["ink2"])
-    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-    bar.set_label("share of the gap", fontsize=7, color=_INK["ink3"])
-
-
-def heads(result: Result, *, layer: int = 0, run: str = "clean", pair: int = 0) -> "Figure":
-    """Returns the attention patterns of one layer's heads, side by side.
-
-    Raises:
-        ResultError: not attention, or no such layer.
-    """
-    from matplotlib.figure import Figure
-
-    if result.provenance.get("method") != "attention":
-        raise ResultError(
-            "no attention patterns in this result.", where="plot", fix="nbp.attention(model, pair).plot()"
-        )
-    pattern = result.data["pattern"].sel(run=run).isel(layer=layer, pair=pair)
-    tokens = [visible(token) for token in result.provenance["pairs"][pair][f"{run}_tokens"]]
-    count = pattern.sizes["head"]
-    figure = Figure(figsize=(2.6 * count + 1, 3.4), layout="constrained", facecolor="white")
-    for head in range(count):
-        axes = figure.add_subplot(1, count, head + 1)
-        values = pattern.isel(head=head).transpose("dest", "src").to_numpy()
-        axes.imshow(np.power(values, 0.6), cmap="Greys", vmin=0, vmax=1)
-        axes.set_title(f"{run}, head {layer}.{head}", fontsize=9, loc="left", color=_INK["ink"])
-        axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=6)
-        axes.set_yticks(range(len(tokens)), tokens if head == 0 else [""] * len(tokens), fontsize=6)
-        axes.tick_params(length=0)
-    return figure
+def _footing(sheet: Sheet, metric: str, pair: int | None, note: str) -> list[str]:
+    """Returns the lines below the map: how to read what is no colour, what was run, and a note."""
+    found = {STATES[code] for panel in sheet.panels for code in np.unique(panel.codes[~np.isfinite(panel.values)])}
+    keys = ["dot: exactly 0 by construction, not run"] if any((p.codes == _EXACT).any() for p in sheet.panels) else []
+    if sheet.across == "src":
+        keys.append("columns: the positions looked at")
+    if found:
+        why = sorted("no gap to share out" if word in ("measured", "exact") else word for word in found)
+        keys.append(f"hatched: no value ({', '.join(dict.fromkeys(why))})")
+    room = sheet.wide - 2 * _PAD
+    lines = [" · ".join(keys), facts(sheet.result, metric, pair), note]
+    return [part for line in lines if line for part in sheet.fonts.wrap(line, 7.5, room)]

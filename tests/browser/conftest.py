@@ -51,7 +51,7 @@ def open_book(chromium, lab):
     pages = []
 
     def opened(name, *cells, **options):
-        page = chromium.new_page(viewport={"width": 1500, "height": 1300}, **options)
+        page = chromium.new_page(viewport={"width": 1500, "height": 2000}, **options)
         pages.append(page)
         return Book(lab, page, lab.write(name, *cells)).open()
 

@@ -145,8 +145,8 @@ class Book:
             index,
         )
 
-    def run(self, index):
-        """Runs a cell and waits until the kernel is idle again."""
+    def run(self, index, *, fails=False):
+        """Runs a cell and waits until the kernel is idle again; an error in it is one here unless it should fail."""
         before = self.count(index)
         self.start(index)
         self.page.wait_for_function(
@@ -158,6 +158,8 @@ class Book:
             arg=[index, before],
             timeout=120_000,
         )
+        errors = [output for output in self.outputs(index) if output["output_type"] == "error"]
+        assert bool(errors) is fails, "\n".join(errors[0]["traceback"]) if errors else "the cell did not fail"
 
     def wait_until_idle(self, seconds):
         self.page.wait_for_timeout(100)

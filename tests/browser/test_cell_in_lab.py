@@ -38,7 +38,7 @@ def plain(output):
 
 
 def test_all_mistakes_are_shown_under_their_lines_without_frames(book):
-    book.run(1)
+    book.run(1, fails=True)
     (output,) = book.outputs(1)
     text = plain(output)
     assert output["output_type"] == "error"

@@ -1,0 +1,142 @@
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
+import bundle from '../src/index'
+import type { Dict } from '../src/wire'
+import {
+  ATTENTION,
+  BUFFERS,
+  type Fake,
+  fakeModel,
+  floatBytes,
+  head,
+  heads,
+  spec,
+  stateBytes,
+  weights,
+} from './fixture'
+
+let el: HTMLElement
+let model: Fake
+let cleanup: () => void
+
+const settle = () => new Promise((done) => setTimeout(done))
+const get = <T extends HTMLElement>(id: string): T => el.querySelector(`[data-testid="${id}"]`) as T
+const of = (type: string): Dict[] => model.sent.filter((m) => m.type === type)
+
+async function mount(first: Dict = {}, maps = true): Promise<void> {
+  model = fakeModel(first)
+  cleanup = bundle.render({ model, el })
+  if (maps) model.post(head(), BUFFERS())
+  await settle()
+}
+
+beforeEach(() => {
+  el = document.body.appendChild(document.createElement('div'))
+})
+
+afterEach(() => {
+  cleanup?.()
+  document.body.replaceChildren()
+})
+
+describe('attention', () => {
+  it('is asked for once and shown for the chosen head in all modes', async () => {
+    await mount({ spec: spec({ component: 'z', over: ['layer', 'head'] }) }, false)
+    model.post(heads(), [floatBytes([0, 0, 4, 1]), stateBytes([0, 0, 0, 0])])
+    await settle()
+    expect(get('nbp-attention').dataset).toMatchObject({ layer: '1', head: '0', mode: 'clean' })
+    expect(of('attention').filter((m) => m.layer === 1)).toHaveLength(1)
+    model.post({ ...ATTENTION, layer: 1 }, [weights().buffer as ArrayBuffer])
+    await settle()
+    expect(get('nbp-attention').querySelectorAll('figure')).toHaveLength(3)
+    get('nbp-attention-mode').querySelector<HTMLInputElement>('[value=difference]')?.click()
+    await settle()
+    expect(get('nbp-attention').dataset.mode).toBe('difference')
+    expect(get('nbp-attention-mode').querySelector<HTMLInputElement>('[value=patched]')?.disabled).toBe(true)
+  })
+
+  it('follows the selected head', async () => {
+    await mount({ spec: spec({ component: 'z', over: ['layer', 'head'] }) }, false)
+    model.post(heads(), [floatBytes([0, 0, 4, 1]), stateBytes([0, 0, 0, 0])])
+    model.change('selection', { layer: 0, head: 1 })
+    await settle()
+    expect(get('nbp-attention').dataset).toMatchObject({ layer: '0', head: '1' })
+  })
+})
+
+it('leaves no listener, observer or timer behind', async () => {
+  const held: string[] = []
+  for (const target of [document, window, document.body, document.documentElement] as EventTarget[]) {
+    const [add, remove] = [target.addEventListener.bind(target), target.removeEventListener.bind(target)]
+    vi.spyOn(target, 'addEventListener').mockImplementation((type, ...rest) => {
+      held.push(type)
+      add(type, ...rest)
+    })
+    vi.spyOn(target, 'removeEventListener').mockImplementation((type, ...rest) => {
+      held.splice(held.indexOf(type), 1)
+      remove(type, ...rest)
+    })
+  }
+  const [watching, stopped] = [
+    vi.spyOn(MutationObserver.prototype, 'observe'),
+    vi.spyOn(MutationObserver.prototype, 'disconnect'),
+  ]
+  const [sizing, sized] = [
+    vi.spyOn(ResizeObserver.prototype, 'observe'),
+    vi.spyOn(ResizeObserver.prototype, 'disconnect'),
+  ]
+  const query = { matches: true, addEventListener: vi.fn(), removeEventListener: vi.fn() }
+  vi.spyOn(window, 'matchMedia').mockReturnValue(query as unknown as MediaQueryList)
+  const timers = vi.spyOn(globalThis, 'setInterval')
+  await mount()
+  expect(model.count()).toBe(5)
+  expect(get('nbp-root').dataset.theme).toBe('dark')
+  cleanup()
+  await settle()
+  expect(model.count()).toBe(0)
+  expect(held).toEqual([])
+  expect(query.addEventListener.mock.calls).toEqual(query.removeEventListener.mock.calls)
+  expect(query.addEventListener).toHaveBeenCalledTimes(1)
+  expect(watching).toHaveBeenCalled()
+  expect(stopped).toHaveBeenCalledTimes(1)
+  expect(sizing).toHaveBeenCalledTimes(1)
+  expect(sized).toHaveBeenCalledTimes(1)
+  expect(timers).not.toHaveBeenCalled()
+  expect(el.childNodes).toHaveLength(0)
+  model.post(head(), BUFFERS())
+  await settle()
+  expect(el.childNodes).toHaveLength(0)
+})
+
+it('keeps two views of one page apart', async () => {
+  await mount()
+  const second = document.body.appendChild(document.createElement('div'))
+  const stop = bundle.render({ model: fakeModel(), el: second })
+  const name = (root: HTMLElement) => root.querySelector<HTMLInputElement>('[type=radio]')?.name
+  expect(name(el)).not.toBe(name(second))
+  stop()
+  expect(get('nbp-root')).not.toBeNull()
+})
+
+it('keeps a selection of other axes for its own map', async () => {
+  await mount({ selection: { layer: 1, head: 0 } })
+  expect(get('nbp-readout').textContent).toMatch(/^Point at a cell/)
+  expect(el.querySelector('.inspector')?.textContent).toContain('Strongest: Layer 1, position 2')
+  expect(model.data.selection).toEqual({ layer: 1, head: 0 })
+})
+
+it.each([
+  ['--jp-layout-color0', '#111111', 'dark'],
+  ['--jp-layout-color0', 'white', 'light'],
+  ['--vscode-editor-background', 'rgb(30, 30, 30)', 'dark'],
+])('follows the host: %s %s is %s', async (name, value, theme) => {
+  el.style.setProperty(name, value)
+  await mount()
+  expect(get('nbp-root').dataset.theme).toBe(theme)
+})
+
+it('follows a host that changes its theme later', async () => {
+  await mount()
+  document.body.dataset.jpThemeLight = 'false'
+  await vi.waitFor(() => expect(get('nbp-root').dataset.theme).toBe('dark'))
+  delete document.body.dataset.jpThemeLight
+})
