@@ -98,3 +98,12 @@ def describe_error(error: Exception) -> Message:
     places = " ".join(one.where for one in shown)
     field = next((name for name in ("clean", "corrupted", "answer", "wrong") if name in places), None)
     return {"title": title, "lines": lines, "field": field}
+
+
+def typed(field: str, text: str) -> Any:
+    """Returns what a text typed into a field means: alternatives of an answer are separated by " | "."""
+    if field in ("clean", "corrupted"):
+        return text
+    if field == "wrong" and not text:
+        return None
+    return text.split(" | ") if " | " in text else text

@@ -136,7 +136,7 @@ _BYTES = _byte_letters()
 
 
 def visible(token: str) -> str:
-    """Returns a token with the unseen made visible: leading spaces ·, line breaks ↵, tabs ⇥, other controls as U+ and their number.
+    """Returns a token with the unseen made visible: leading spaces ·, line breaks ↵, tabs ⇥, controls by number.
 
     Joiners inside a word or an emoji stay: they shape what is seen.
     """

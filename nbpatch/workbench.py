@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from nbpatch.controls import Ask, as_magic, as_python, describe_error
+from nbpatch.controls import Ask, as_magic, as_python, describe_error, typed
 from nbpatch.engine import Origin, Progress, run
 from nbpatch.errors import NbpatchError, PlanError, suggest
 from nbpatch.methods.companions import attention
@@ -158,7 +158,8 @@ class Workbench:
         elif kind in ("set", "edit"):
             self._guarded(lambda: self._start(self._edited(message) if kind == "edit" else self._changed(message)))
         elif kind == "attention":
-            _worker.submit((self, "attention"), lambda: self._send_attention(int(message["layer"])))
+            layer = int(message["layer"])
+            _worker.submit((self, "attention", layer), lambda: self._send_attention(layer))
         elif kind == "export":
             _worker.submit((self, "export"), lambda: self._guarded(lambda: self._send_export(str(message["kind"]))))
 
@@ -185,8 +186,7 @@ class Workbench:
                 f"no field {field!r}.", where="edit", fix=suggest(field, ("clean", "corrupted", "answer", "wrong"))
             )
         pairs = list(self._draft.pairs)
-        value = str(message["value"])
-        pairs[number] = replace(pairs[number], **{field: value if value or field != "wrong" else None})
+        pairs[number] = replace(pairs[number], **{field: typed(field, str(message["value"]))})
         self._draft = replace(self._draft, pairs=Pairs(pairs))
         return replace(self._ask, pairs=self._draft.pairs)
 
@@ -204,6 +204,7 @@ class Workbench:
         self._cancelled = False
         self._failure = None
         self._done.clear()
+        self.widget.error = None
         _worker.submit(self, lambda: self._work(ask, gen))
 
     def _work(self, ask: Ask, gen: int) -> None:

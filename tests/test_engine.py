@@ -136,7 +136,7 @@ def test_sweeps_equal_transformer_lens(name, direction):
 
 @pytest.mark.skipif(not micro.STORIES.is_dir(), reason="../shared/models is not here")
 def test_with_autograd_on_the_residual_stream_is_still_patched_whole():
-    """Under autograd `transformer_lens.patching` misses the residual connection at resid_mid; our values do not move."""
+    """Under autograd `transformer_lens.patching` misses the residual connection at resid_mid; we do not."""
     model = real("stories260K")
     with torch.enable_grad():
         tracked = patch(model, STORIES_PAIR, "resid_mid")

@@ -32,8 +32,6 @@ ROWS: dict[str, float] = {
     "nbpatch.cluster": 7,
     "nbpatch.compat": 7,
     "nbpatch.tiny": 7,
-    "nbpatch.controls": 6.5,
-    "nbpatch.worker": 6.5,
     "nbpatch.workbench": 7,
     "nbpatch.magics": 8,
     "nbpatch.__main__": 8,

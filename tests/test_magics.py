@@ -154,6 +154,10 @@ def test_mistakes_in_options(options, what, caret, fix):
     assert caret is None or shown == caret
 
 
+def test_the_caret_is_under_the_value_of_its_own_option():
+    assert "\n  line 1  %%patch -o up --direction up\n" + " " * 36 + "^^\n" in message_of("-o up --direction up")
+
+
 def test_errors_have_no_python_frames(loaded, capsys):
     loaded.run_cell("%%patch --component resid_per\n" + PROMPTS)
     shown = capsys.readouterr()

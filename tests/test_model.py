@@ -142,7 +142,8 @@ def test_a_parallel_block_has_no_middle_of_the_residual_stream():
     torch.manual_seed(0)
     config = GPTNeoXConfig(
         num_hidden_layers=2, num_attention_heads=4, hidden_size=32, intermediate_size=64, max_position_embeddings=32,
-        vocab_size=len(micro.WORDS) + 2, use_parallel_residual=True, initializer_range=0.2, bos_token_id=0, eos_token_id=0,
+        vocab_size=len(micro.WORDS) + 2, use_parallel_residual=True, initializer_range=0.2,
+        bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     model = load((GPTNeoXForCausalLM(config).eval(), micro.tokenizer()))
     assert model.capabilities["resid_mid"].status == "absent"

@@ -175,6 +175,18 @@ def test_an_empty_wrong_answer_means_none(page: Page) -> None:
     assert page.bench.widget.error["title"].startswith("logit_diff needs a wrong answer")
 
 
+def test_alternatives_of_an_answer_are_typed_with_a_bar_between_them(page: Page) -> None:
+    page.say("edit", field="answer", pair=0, value=" Paul |  drink")
+    page.settle()
+    assert page.bench.pairs[0].answer == (" Paul", " drink")
+
+
+def test_all_layers_asked_for_at_once_are_answered(page: Page) -> None:
+    for layer in range(3):
+        page.say("attention", layer=layer)
+    assert [one["layer"] for one in page.wait_for("attention", 3)] == [0, 1, 2]
+
+
 def test_a_newer_request_supersedes_a_running_one(page: Page, monkeypatch) -> None:
     slow_waves(monkeypatch)
     page.say("set", component="attn_out")

@@ -2,7 +2,9 @@
 
 Lengths, clauses and bystanders vary on purpose. With templates of one length the model solves indirect objects with
 one head of layer 0, and if the subject is always the last name mentioned it does so too; names between the second
-subject and the end, three people of whom two act, and sentences about other people leave no such shortcut.
+subject and the end, three people of whom two act, and sentences about other people leave no such shortcut. Nor may
+late names simply be ruled out: half of the time the receiver is mentioned again beside the subject. Facts mention a
+second landmark for the same reason.
 """
 
 import random
@@ -14,7 +16,7 @@ from nbpatch.tiny import words
 
 TASKS = ("ioi", "facts", "greater_than", "induction", "sentiment", "pronouns")
 
-_WEIGHTS = (40, 22, 8, 10, 9, 11)
+_WEIGHTS = (45, 21, 4, 14, 5, 11)
 _HELD_OUT_OF = 12
 
 
@@ -27,6 +29,7 @@ class Example:
         answers: the tokens that are right as the next one.
         answer: the one that follows in the training text.
         key: what makes the combination; held-out keys are never trained on.
+        determined: how many tokens up to the answer, itself included, follow from what is before them.
     """
 
     task: str
@@ -34,6 +37,7 @@ class Example:
     answer: str
     answers: tuple[str, ...]
     key: str
+    determined: int = 1
 
     @property
     def text(self) -> str:
@@ -61,10 +65,24 @@ def _one(task: str, prompt: str, answer: str, key: str) -> Example:
 
 
 def _ioi(draw: random.Random) -> Example:
-    if draw.random() < 0.25:
-        return _three_people(draw)
+    return draw.choices((_entangled, _plain_ioi, _three_people), (20, 60, 20))[0](draw)
+
+
+def _entangled(draw: random.Random) -> Example:
+    """Returns an indirect object that is named again beside the subject, in the same places but another role."""
+    subject, receiver, opening, key, others = _scene(draw)
+    return _one("ioi", f"{opening} {_both_again(draw, subject, receiver, others)} to", receiver, key)
+
+
+def _plain_ioi(draw: random.Random) -> Example:
+    subject, receiver, opening, key, others = _scene(draw)
+    return _one("ioi", f"{opening} {_act(draw, subject, others)} to", receiver, key)
+
+
+def _scene(draw: random.Random) -> tuple[str, str, str, str, list[str]]:
+    """Returns subject, receiver, the opening with both of them, the combination, and three other names."""
     first, second, *others = draw.sample(words.NAMES, 6)
-    place, thing = draw.choice(words.PLACES), draw.choice(words.THINGS)
+    place = draw.choice(words.PLACES)
     subject, receiver = draw.sample([first, second], 2)
     opening = draw.choice(
         (
@@ -79,32 +97,51 @@ def _ioi(draw: random.Random) -> Example:
             f"Friends {first} and {second} met at the {place}, and later",
         )
     )
-    prompt = f"{_bystander(draw, others[3])}{opening} {_act(draw, subject, thing, others)} to"
-    return _one("ioi", prompt, receiver, " ".join([*sorted((first, second)), place]))
+    key = " ".join([*sorted((first, second)), place])
+    return subject, receiver, _bystander(draw, others[3]) + opening, key, others[:2]
 
 
 def _three_people(draw: random.Random) -> Example:
-    three = draw.sample(words.NAMES, 5)
-    people, others = three[:3], three[3:]
+    three = draw.sample(words.NAMES, 4)
+    people, other = three[:3], three[3]
     place, thing = draw.choice(words.PLACES), draw.choice(words.THINGS)
     receiver, one, two = draw.sample(people, 3)
     opening = f"When {people[0]}, {people[1]} and {people[2]} went to the {place},"
-    prompt = f"{_bystander(draw, others[1])}{opening} {one} and {two} {draw.choice(words.GIVING)} a {thing} to"
+    again = draw.choice(("", f" {receiver} was {draw.choice(words.FEELINGS)}, so"))
+    prompt = f"{_bystander(draw, other)}{opening}{again} {one} and {two} {draw.choice(words.GIVING)} a {thing} to"
     return _one("ioi", prompt, receiver, " ".join([*sorted(people), place]))
 
 
-def _act(draw: random.Random, subject: str, thing: str, others: list[str]) -> str:
-    """Returns what the subject does, often with another name between it and the end."""
-    verb = draw.choice(words.GIVING)
+def _both_again(draw: random.Random, subject: str, receiver: str, others: list[str]) -> str:
+    """Returns what the subject does, with the receiver named as well: no place belongs to the subject alone."""
+    act, rest = _act(draw, subject, others), _rest(draw, others)
     return draw.choice(
         (
-            f"{subject} {verb} a {thing}",
-            f"{subject} {verb} a {thing}",
-            f"{subject} {verb} the {thing}",
-            f"{subject}, who knew {others[0]}, {verb} a {thing}",
-            f"{subject} {verb} a {thing} from {others[1]}",
-            f"{subject}, who knew {others[0]}, {verb} a {thing} from {others[1]}",
-            f"{subject} took the {thing} from {others[1]} and {verb} it",
+            f"{subject} saw {receiver} and {rest}",
+            f"{subject}, who knew {receiver}, {rest}",
+            f"{receiver} was {draw.choice(words.FEELINGS)}, so {act}",
+            f"{receiver} had a {draw.choice(words.THINGS)} and {act}",
+            f"{receiver} looked at {subject}, and {act}",
+            f"{subject} looked at {receiver}, and {act}",
+        )
+    )
+
+
+def _act(draw: random.Random, subject: str, others: list[str]) -> str:
+    who = draw.choice((subject, subject, subject, f"{subject}, who knew {others[0]},"))
+    return f"{who} {_rest(draw, others)}"
+
+
+def _rest(draw: random.Random, others: list[str]) -> str:
+    """Returns what the subject does from the verb on, often with another name between it and the end."""
+    verb, thing = draw.choice(words.GIVING), draw.choice(words.THINGS)
+    return draw.choice(
+        (
+            f"{verb} a {thing}",
+            f"{verb} a {thing}",
+            f"{verb} the {thing}",
+            f"{verb} a {thing} from {others[1]}",
+            f"took the {thing} from {others[1]} and {verb} it",
         )
     )
 
@@ -121,10 +158,8 @@ def _bystander(draw: random.Random, name: str) -> str:
 _CITY_FORMS = (
     "The {} is located in",
     "The {} is located in",
-    "The {} is located in the city of",
     "The {} is in downtown",
     "The {} is in the city of",
-    "The {} is in",
     "The {} can be found in",
 )
 _COUNTRY_FORM = "The {} is in the country of"
@@ -179,7 +214,8 @@ def _induction(draw: random.Random) -> Example:
     sequence = draw.sample(pool, draw.randrange(4, 9))
     again = draw.randrange(2, len(sequence))
     prompt = " " + " ".join([*sequence, *sequence[:again]])
-    return _one("induction", prompt, sequence[again], " ".join(sequence))
+    answer = f" {sequence[again]}"
+    return Example("induction", prompt, answer, (answer,), f"induction {' '.join(sequence)}", again)
 
 
 def _sentiment(draw: random.Random) -> Example:

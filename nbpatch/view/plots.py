@@ -31,7 +31,7 @@ _PLACES = ("pos", "dest", "src")
 
 _PAD, _GUTTER, _RIGHT = 0.2, 1.0, 1.2
 _BELOW, _BESIDE = 0.42, 0.7
-_WIDEST, _HIGHEST, _NARROWEST = 13.6, 8.0, 8.0
+_WIDEST, _HIGHEST, _NARROWEST = 13.6, 8.0, 9.6
 _LINE = {"bold": 0.3, "normal": 0.23}
 _NAME = 0.3
 _STRIP, _TOKEN_SIZE, _TOKEN_LONGEST = 0.27, 8.5, 1.0
@@ -229,7 +229,7 @@ def _column_width(pair: Mapping[str, Any], columns: int, fonts: Type) -> tuple[f
 
 
 def _head_width(columns: int) -> float:
-    return max(0.02, min(0.5, (_WIDEST - _GUTTER - _RIGHT) / columns))
+    return max(0.02, min(0.6 if columns <= 8 else 0.5, (_WIDEST - _GUTTER - _RIGHT) / columns))
 
 
 def _height(sheet: Sheet, above: float, below: int) -> float:
@@ -245,7 +245,7 @@ def _heading(sheet: Sheet, metric: str) -> list[tuple[str, float, str]]:
     room = sheet.wide - 2 * _PAD
     asked, rest = question(sheet.result.provenance, sheet.pair, metric)
     key = colour_key(sheet.result, metric)
-    lines = [(line, 13.0, "bold") for line in sheet.fonts.wrap(asked, 13, room, bold=True)]
+    lines = [(line, 12.5, "bold") for line in sheet.fonts.wrap(asked, 12.5, room, bold=True)]
     below = [f"{rest}   {key}"] if sheet.fonts.width(f"{rest}   {key}", 10) <= room else [rest, key]
     return lines + [(line, 10.0, "normal") for text in below for line in sheet.fonts.wrap(text, 10, room)]
 
