@@ -10,6 +10,8 @@ from nbpatch.plan import DIRECTIONS
 from nbpatch.prompts import Pairs, PromptPair
 from nbpatch.view.payload import Message
 
+_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t"})
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -83,8 +85,9 @@ def _plain(answer: Any) -> Any:
 
 
 def _quoted(value: Any) -> str:
+    """Returns text in the quotes of a cell, where backslashes, quotes, line breaks and tabs are escaped."""
     texts = [value] if isinstance(value, str) else list(value)
-    return ", ".join(f'"{text}"' for text in texts)
+    return ", ".join('"' + text.translate(_ESCAPES) + '"' for text in texts)
 
 
 def describe_error(error: Exception) -> Message:
