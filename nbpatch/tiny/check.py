@@ -58,6 +58,9 @@ FACT = PromptPair("The Eiffel Tower is located in", "The Space Needle is located
 
 LEAST_ACCURACY = 0.99
 LEAST_SHARE = 0.05
+LEAST_HEADS, LEAST_HEADS_OF_MEAN = 4, 3
+"""Heads that must count in one pair; fewer in a mean, where heads that help different pairs fall below the share."""
+
 MOST_SHARE = 0.8
 LEAST_STEP = 0.05
 """From this rise at the last position on, a layer counts as moving the effect there."""
@@ -72,12 +75,17 @@ class Stages:
         end: recovered at the last position, by layer.
         denoising: share of the gap that each head restores [layer][head].
         noising: share of the gap that each head takes away [layer][head].
+        apart: by how much a head's two directions differ, the largest of each pair, mean over pairs. Means over pairs
+            would hide it: what denoising exceeds in a pair, noising exceeds in its mirror image.
+        pairs: how many pairs were measured.
     """
 
     source: tuple[float, ...]
     end: tuple[float, ...]
     denoising: tuple[tuple[float, ...], ...]
     noising: tuple[tuple[float, ...], ...]
+    apart: float
+    pairs: int = 1
 
     @property
     def moving(self) -> list[int]:
@@ -99,16 +107,16 @@ class Stages:
         """Returns what keeps the pair from being a good example, nothing when it is one."""
         found: list[str] = []
         restored = [value for row in self.denoising for value in row]
-        lost = [value for row in self.noising for value in row]
+        least = LEAST_HEADS if self.pairs == 1 else LEAST_HEADS_OF_MEAN
         if self.source[1] < 0.5:
             found.append(f"the effect has left the differing token by layer 1 ({self.source[1]:.2f})")
         if len(self.moving) < 2:
             found.append(f"the effect moves in layers {self.moving} only")
-        if len(self.heads) < 4 or len({layer for layer, _ in self.heads}) < 2:
+        if len(self.heads) < least or len({layer for layer, _ in self.heads}) < 2:
             found.append(f"only heads {self.heads} count")
         if max(restored) > MOST_SHARE:
             found.append(f"one head recovers {max(restored):.2f}")
-        if max(abs(one + other) for one, other in zip(restored, lost, strict=True)) < LEAST_SHARE:
+        if self.apart < LEAST_SHARE:
             found.append("denoising and noising agree everywhere")
         return found
 
@@ -132,7 +140,8 @@ def stages(model: Model, pairs: PromptPair | Sequence[PromptPair]) -> Stages:
     tokenized = model.tokenize(pairs)
     differs, end = tokenized[0].differs, tokenized[0].clean_end
     held = patch(model, pairs, "resid_pre", "layer pos").recovered()
-    share = patch(model, pairs, "z", "layer head", direction="both").share()
+    found = patch(model, pairs, "z", "layer head", direction="both")
+    share, each = found.share(), found.share(per_pair=True)
     source = held.isel(pos=list(differs)).max("pos")
     denoising, noising = (
         tuple(
@@ -140,7 +149,10 @@ def stages(model: Model, pairs: PromptPair | Sequence[PromptPair]) -> Stages:
         )
         for one in ("denoising", "noising")
     )
-    return Stages(tuple(map(float, source)), tuple(map(float, held.isel(pos=end))), denoising, noising)
+    apart = float(abs(each.sum("direction")).max(("layer", "head")).mean())
+    return Stages(
+        tuple(map(float, source)), tuple(map(float, held.isel(pos=end))), denoising, noising, apart, len(tokenized)
+    )
 
 
 def ioi_pairs() -> Pairs:
