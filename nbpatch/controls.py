@@ -59,25 +59,21 @@ def as_magic(ask: Ask, model: str) -> str:
     metrics = " ".join(metric.name for metric in ask.metrics)
     sweep = f'--component {ask.component} --over "{" ".join(ask.over)}" --direction {ask.direction}'
     head = f"%%patch --model {model} {sweep} --metric {metrics}"
-    blocks = [
-        "\n".join(
-            f"{name + ':':<10} {_quoted(value)}"
-            for name, value in (
-                ("clean", p.clean),
-                ("corrupted", p.corrupted),
-                ("answer", p.answer),
-                ("wrong", p.wrong),
-            )
-            if value
-        )
-        for p in ask.pairs
-    ]
-    return head + "\n" + "\n\n".join(blocks) + "\n"
+    return head + "\n" + "\n\n".join(map(_pair_as_lines, ask.pairs)) + "\n"
+
+
+def _pair_as_lines(pair: PromptPair) -> str:
+    texts = {"clean": pair.clean, "corrupted": pair.corrupted, "answer": pair.answer, "wrong": pair.wrong}
+    lines = [f"{name + ':':<10} {_quoted(text)}" for name, text in texts.items() if text]
+    if pair.align:
+        lines.append("align:     " + " ".join(f"{clean}:{corrupted}" for clean, corrupted in pair.align.items()))
+    return "\n".join(lines)
 
 
 def _pair_as_python(pair: PromptPair) -> str:
     answers = f"answer={_plain(pair.answer)!r}, wrong={_plain(pair.wrong)!r}"
-    return f"nbp.PromptPair(clean={pair.clean!r}, corrupted={pair.corrupted!r}, {answers})"
+    align = f", align={dict(pair.align)!r}" if pair.align else ""
+    return f"nbp.PromptPair(clean={pair.clean!r}, corrupted={pair.corrupted!r}, {answers}{align})"
 
 
 def _plain(answer: Any) -> Any:

@@ -68,7 +68,7 @@ class Workbench:
         metrics = as_metrics(metric)
         axes = parse_over(component, over)
         self._ask = Ask(as_pairs(pairs), component, axes, direction, metrics, metrics[0].name)
-        self._draft = self._ask
+        self._wanted = self._draft = self._ask
         self._finished: dict[tuple[Any, ...], Result] = {}
         self._attention: dict[tuple[PromptPair, int], Result] = {}
         self._gen = 0
@@ -164,8 +164,8 @@ class Workbench:
             _worker.submit((self, "export"), lambda: self._guarded(lambda: self._send_export(str(message["kind"]))))
 
     def _changed(self, message: Message) -> Ask:
-        """Returns the controls after a change of one of them."""
-        ask = self._ask
+        """Returns the controls after a change of one of them: of what was asked last, on screen or not yet."""
+        ask = self._wanted
         component = str(message.get("component", ask.component))
         over = parse_over(component, message["over"]) if "over" in message else ask.over
         if component != ask.component and "over" not in message:
@@ -188,7 +188,7 @@ class Workbench:
         pairs = list(self._draft.pairs)
         pairs[number] = replace(pairs[number], **{field: typed(field, str(message["value"]))})
         self._draft = replace(self._draft, pairs=Pairs(pairs))
-        return replace(self._ask, pairs=self._draft.pairs)
+        return replace(self._wanted, pairs=self._draft.pairs)
 
     # -- running
 
@@ -201,6 +201,7 @@ class Workbench:
         """Enqueues what `ask` needs; a run that is going on gives way to it."""
         self._gen += 1
         gen = self._gen
+        self._wanted = ask
         self._cancelled = False
         self._failure = None
         self._done.clear()
@@ -211,6 +212,8 @@ class Workbench:
         try:
             self._sweep(ask, gen)
         except Exception as error:  # noqa: BLE001 - whatever went wrong must reach the page, not die with the thread
+            if gen == self._gen:
+                self._wanted = self._ask
             self._failure = error
             self._fail(error, gen)
         finally:
@@ -218,6 +221,8 @@ class Workbench:
                 self._done.set()
 
     def _sweep(self, ask: Ask, gen: int) -> None:
+        if gen != self._gen:
+            return
         missing = [direction for direction in ask.directions if ask.sweep(direction) not in self._finished]
         if missing:
             plan = self._plan(ask, "both" if len(missing) > 1 else missing[0])
@@ -236,7 +241,9 @@ class Workbench:
 
     def _show(self, ask: Ask, result: Result) -> None:
         """Puts a result on screen: controls first, then its maps."""
-        self._ask = self._draft = ask
+        self._ask = ask
+        if ask is self._wanted:
+            self._draft = ask
         self._result = result
         self.widget.error = None
         self._describe()

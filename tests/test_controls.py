@@ -25,6 +25,7 @@ HARD = [
     nbp.PromptPair("a\\b and\n\ttab", "a\\c and\n\ttab", " x", " y"),
     nbp.PromptPair("naïve 東京 🙂", "naïve 京都 🙂", " é", " è"),
     nbp.PromptPair("a {name} in braces", "a {word} in braces", " x", " y"),
+    nbp.PromptPair("of two", "of three words", " x", " y", align={0: 0, 1: 2}),
     nbp.PromptPair("clean: looks like a key", "wrong: looks like a key", " x", " y"),
 ]
 

@@ -107,7 +107,7 @@ def test_the_effect_moves_through_the_layers(report):
 
 def test_a_flat_picture_is_a_problem():
     heads = ((1.0, 0.0), (0.0, 0.0))
-    flat = check.Stages((1.0, 0.0), (0.0, 1.0), heads, tuple(tuple(-value for value in row) for row in heads))
+    flat = check.Stages((1.0, 0.0), (0.0, 1.0), heads, tuple(tuple(-value for value in row) for row in heads), 0)
     assert [problem.split()[0] for problem in flat.problems()] == ["the", "the", "only", "one", "denoising"]
 
 

@@ -175,6 +175,20 @@ def test_an_empty_wrong_answer_means_none(page: Page) -> None:
     assert page.bench.widget.error["title"].startswith("logit_diff needs a wrong answer")
 
 
+def test_quick_changes_are_all_kept(page: Page, monkeypatch) -> None:
+    slow_waves(monkeypatch)
+    page.say("run")
+    page.say("set", direction="both")
+    page.say("set", component="mlp_out")
+    page.say("edit", field="clean", pair=0, value=" Paul and John gave")
+    page.say("edit", field="answer", pair=0, value=" drink")
+    page.settle()
+    assert page.bench.result.provenance["direction"] == "both"
+    assert page.bench.result.provenance["component"] == "mlp_out"
+    assert page.bench.pairs[0].clean == " Paul and John gave"
+    assert page.bench.pairs[0].answer == (" drink",)
+
+
 def test_alternatives_of_an_answer_are_typed_with_a_bar_between_them(page: Page) -> None:
     page.say("edit", field="answer", pair=0, value=" Paul |  drink")
     page.settle()

@@ -41,7 +41,7 @@ def patch(
         metric: a name (logit_diff, log_prob, prob, kl, rank, accuracy), a function logits [pair d_vocab] → [pair],
             or a list of them; all are measured on the same runs.
         corruption: where values come from; None is the other prompt of the pair.
-        on_progress: called after every wave; default: a progress bar when the run is long.
+        on_progress: called after every wave; default: in a terminal, a progress bar when the run is long.
 
     Returns:
         A `Result`: `result.data` holds m(patched) with dims (direction when both, *over, pair).
@@ -71,10 +71,13 @@ def patch(
 
 
 def _bar(total: int) -> "tqdm[Any]":
-    """Returns a progress bar that shows itself only when a run takes longer than a second."""
-    from tqdm.auto import tqdm
+    """Returns a progress bar that shows itself in a terminal only, when a run takes longer than a second.
 
-    return tqdm(total=total, desc="patching", unit="run", delay=1.0, leave=False)
+    In a notebook it would leave a widget without a picture in the saved file.
+    """
+    from tqdm.std import tqdm
+
+    return tqdm(total=total, desc="patching", unit="run", delay=1.0, leave=False, disable=None)
 
 
 def _advance(bar: "tqdm[Any]", progress: Progress) -> None:
