@@ -78,10 +78,14 @@ def unload_ipython_extension(shell: "InteractiveShell") -> None:
     magics.unregister(shell)
 
 
-def _display() -> display.Display:
-    from nbpatch import workbench
+def _display(*, live: bool) -> display.Display:
+    if live:
+        from nbpatch import workbench
 
-    return workbench
+        return workbench
+    from nbpatch.view import saved
+
+    return saved
 
 
 display.provider = _display

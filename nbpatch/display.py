@@ -4,7 +4,6 @@
 a saved result open, print and compute on a machine with neither torch nor a notebook.
 """
 
-from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 from nbpatch.errors import NbpatchError
@@ -12,7 +11,7 @@ from nbpatch.errors import NbpatchError
 
 @runtime_checkable
 class Display(Protocol):
-    """What a result can be turned into; `nbpatch.workbench` implements it with `nbpatch.view`."""
+    """What a result can be turned into; `nbpatch.workbench` and `nbpatch.view.saved` implement it."""
 
     def plot(self, result: Any, **options: Any) -> Any:
         """Returns a matplotlib Figure of the result."""
@@ -22,7 +21,7 @@ class Display(Protocol):
         """Returns a widget of the result."""
         ...
 
-    def to_html(self, result: Any, path: str, **options: Any) -> Any:
+    def to_html(self, result: Any, path: str, *, attention: bool = True) -> Any:
         """Writes one self-contained HTML file."""
         ...
 
@@ -31,10 +30,18 @@ class Display(Protocol):
         ...
 
 
-provider: Callable[[], Display] | None = None
+class Provider(Protocol):
+    """Finds the display of a result: another one while its model is there."""
+
+    def __call__(self, *, live: bool) -> Display:
+        """Returns a display for results whose model is there, or for those that stand alone."""
+        ...
 
 
-def get() -> Display:
+provider: Provider | None = None
+
+
+def get(*, live: bool) -> Display:
     """Returns the registered display.
 
     Raises:
@@ -42,4 +49,4 @@ def get() -> Display:
     """
     if provider is None:
         raise NbpatchError("no view is registered for results.", fix="import nbpatch")
-    return provider()
+    return provider(live=live)

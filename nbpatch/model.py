@@ -143,7 +143,12 @@ class Model:
         Raises:
             PromptError: a pair that cannot be used as it stands; all problems at once.
         """
-        return tokenize_pairs(as_pairs(pairs), self.tokenizer, n_ctx=self.shape.n_ctx)
+        return tokenize_pairs(as_pairs(pairs), self.tokenizer, n_ctx=self.shape.n_ctx, bos=self.prepends_bos)
+
+    @cached_property
+    def prepends_bos(self) -> bool:
+        """Whether prompts begin with the beginning-of-sequence token: TransformerLens's habit for this architecture."""
+        return bool(self.bridge.cfg.default_prepend_bos)
 
     def check_component(self, component: str) -> None:
         """Refuses a component that does not work in this model.

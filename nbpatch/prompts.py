@@ -151,8 +151,12 @@ class Pairs(Sequence[PromptPair]):
         return hash(self._pairs)
 
     def __repr__(self) -> str:
-        shown = [f"  {pair.clean!r} / {pair.corrupted!r}" for pair in self._pairs[:5]]
-        rest = [f"  … {len(self) - 5} more"] if len(self) > len(shown) else []
+        shown = [
+            f"  {prompt!r} → {_one_or_all(answer)}" if answer else f"  {prompt!r}"
+            for pair in self._pairs[:5]
+            for prompt, answer in ((pair.clean, pair.answer), (pair.corrupted, pair.wrong))
+        ]
+        rest = [f"  … {len(self) - 5} more"] if len(self) > 5 else []
         return "\n".join([f"{len(self)} prompt pair{'s' if len(self) != 1 else ''}", *shown, *rest])
 
 

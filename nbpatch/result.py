@@ -216,20 +216,28 @@ class Result:
                 unfinished.unlink()
         return target
 
+    @property
+    def _display(self) -> display.Display:
+        return display.get(live=self.origin is not None)
+
     def plot(self, metric: str | None = None, **options: Any) -> Any:
         """Returns a matplotlib Figure of the map: tokens as the axis, colour = effect as a share of the gap."""
-        return display.get().plot(self, metric=metric, **options)
+        return self._display.plot(self, metric=metric, **options)
 
     def show(self, **options: Any) -> Any:
         """Returns a widget of the result; it can run further sweeps while the model is alive."""
-        return display.get().show(self, **options)
+        return self._display.show(self, **options)
 
-    def to_html(self, path: str | os.PathLike[str], **options: Any) -> Path:
-        """Writes one self-contained HTML page of the result, which needs no network, and returns its path."""
-        return display.get().to_html(self, os.fspath(path), **options)
+    def to_html(self, path: str | os.PathLike[str], *, attention: bool = True) -> Path:
+        """Writes one self-contained HTML page of the result, which needs no network, and returns its path.
+
+        Args:
+            attention: whether the page holds the attention of the first pair; that needs the model to be there.
+        """
+        return self._display.to_html(self, os.fspath(path), attention=attention)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        return display.get().mimebundle(self)
+        return self._display.mimebundle(self)
 
     def __repr__(self) -> str:
         if self.provenance.get("method") != "patch":

@@ -23,7 +23,7 @@ from nbpatch.plan import DIRECTIONS, NOT_RUN, Plan, make_plan
 from nbpatch.prompts import Pairs, PromptPair, as_pairs
 from nbpatch.result import Result
 from nbpatch.sites import default_over, parse_over
-from nbpatch.view import export, payload, plots
+from nbpatch.view import export, payload, plots, saved
 from nbpatch.view.payload import Message
 from nbpatch.view.widgets import PatchWidget
 from nbpatch.worker import Worker
@@ -142,7 +142,7 @@ class Workbench:
         return export.write(path, [self._result, *self._others()], self._patterns(self._ask))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        return mimebundle_of(self.widget, self._result)
+        return saved.mimebundle_of(self.widget, self._result)
 
     # -- from the page
 
@@ -417,83 +417,41 @@ def _at_once() -> bool:
     return True
 
 
-def mimebundle_of(widget: PatchWidget, result: Result) -> Any:
-    """Returns widget, picture and text for a notebook's output: what can show the widget does, all else the picture."""
-    import base64
+# -- what live results are displayed with (nbpatch.display)
 
-    made: Any = widget._repr_mimebundle_()  # pyright: ignore[reportPrivateUsage]
-    data, metadata = made if isinstance(made, tuple) else (made or {}, {})
-    picture = base64.b64encode(plots.png(result)).decode("ascii")
-    return {**data, "image/png": picture, "text/plain": repr(result)}, metadata
-
-
-# -- what results are displayed with (nbpatch.display)
-
-
-def plot(result: Result, **options: Any) -> Any:
-    """Returns a matplotlib Figure of a result."""
-    return plots.heads(result, **_without_none(options)) if _is_attention(result) else plots.plot(result, **options)
+plot = saved.plot
 
 
 def show(result: Result, **options: Any) -> Any:
-    """Returns a widget of a result: a live workbench while its model is there; attention with CircuitsVis."""
-    if _is_attention(result):
-        from nbpatch.view.attention import circuitsvis
-
-        return circuitsvis(result, **options)
+    """Returns a workbench that goes on from a result."""
     origin = result.origin
-    if isinstance(origin, Origin):
-        plan = origin.plan
-        pairs = [one.pair for one in plan.tokenized]
-        direction = result.provenance["direction"]
-        return Workbench(
-            origin.model,
-            pairs,
-            plan.component,
-            plan.over,
-            direction=direction,
-            metric=list(plan.metrics),
-            result=result,
-        )
-    widget = PatchWidget()
-    widget.spec = payload.describe(result, can_run=False, works={})
-    widget.status = {"state": "done", "text": "A saved result: there is no model to run further sweeps.", "gen": 0}
-    widget.listen(lambda message: _answer(widget, result, message))
-    return widget
+    if saved.is_attention(result) or not isinstance(origin, Origin):
+        return saved.show(result, **options)
+    plan = origin.plan
+    pairs = [one.pair for one in plan.tokenized]
+    direction = result.provenance["direction"]
+    metrics = list(plan.metrics)
+    return Workbench(
+        origin.model, pairs, plan.component, plan.over, direction=direction, metric=metrics, result=result
+    )
 
 
-def _answer(widget: PatchWidget, result: Result, message: Message) -> None:
-    """Answers the page of a saved result: it gets the maps that are there."""
-    if message["type"] in ("need", "set"):
-        metric = str(message.get("metric", result.metrics[0]))
-        pair = int(message.get("pair", 0))
-        for one in payload.maps_of(result, metric if metric in result.metrics else None, pair=pair):
-            widget.post(*one.message(0))
-
-
-def to_html(result: Result, path: str, **options: Any) -> Path:
-    """Writes one self-contained HTML page of a result; with attention while its model is there."""
-    origin = result.origin
-    patterns = None
-    if isinstance(origin, Origin) and options.pop("attention", True):
-        try:
-            patterns = attention(origin.model, origin.plan.tokenized[0].pair)
-        except NbpatchError:
-            patterns = None
+def to_html(result: Result, path: str, *, attention: bool = True) -> Path:
+    """Writes one self-contained HTML page of a result, with the attention of its first pair if wanted."""
+    patterns = _patterns_of(result.origin) if attention else None
     return export.write(path, [result], patterns)
+
+
+def _patterns_of(origin: Any) -> Result | None:
+    if not isinstance(origin, Origin):
+        return None
+    try:
+        return attention(origin.model, origin.plan.tokenized[0].pair)
+    except NbpatchError:
+        return None
 
 
 def mimebundle(result: Result) -> Any:
     """Returns the notebook display of a result: widget, picture and text."""
-    if _is_attention(result):
-        return {"text/plain": repr(result)}, {}
     shown = show(result)
-    return mimebundle_of(shown.widget if isinstance(shown, Workbench) else shown, result)
-
-
-def _is_attention(result: Result) -> bool:
-    return result.provenance.get("method") == "attention"
-
-
-def _without_none(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
+    return saved.mimebundle_of(shown.widget, result) if isinstance(shown, Workbench) else saved.mimebundle(result)

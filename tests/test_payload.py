@@ -92,7 +92,7 @@ def test_the_description_is_json_and_complete(both: Result) -> None:
     assert first["metrics"]["prob"]["clean"] == pytest.approx(float(both.baselines["clean"].sel(metric="prob")[0]))
     assert len(first["clean_top"]) == 5
     assert sum(prob for _, prob in first["clean_top"]) <= 1 + 1e-6
-    assert spec["card"].startswith("Model:")
+    assert spec["card"].startswith("Method:")
 
 
 def test_without_a_kernel_only_what_was_measured_is_offered(both: Result) -> None:

@@ -171,7 +171,7 @@ def test_many_pairs_print_shortly():
     text = repr(Pairs([PromptPair(f"one {number}", "two", " c") for number in range(8)]))
     assert text.splitlines()[0] == "8 prompt pairs"
     assert text.splitlines()[-1] == "  … 3 more"
-    assert repr(Pairs([PromptPair("a", "b", " c")])) == "1 prompt pair\n  'a' / 'b'"
+    assert repr(Pairs([PromptPair("a", "b", " c")])) == "1 prompt pair\n  'a' → ' c'\n  'b'"
 
 
 @pytest.mark.parametrize(

@@ -360,7 +360,8 @@ def test_the_views_come_through_the_one_registration_point(monkeypatch):
 
             return view
 
-    monkeypatch.setattr(nbpatch.display, "provider", Views)
+    asked: list[bool] = []
+    monkeypatch.setattr(nbpatch.display, "provider", lambda *, live: asked.append(live) or Views())
     one = result()
     one.plot("logit_diff", title=False)
     one.show(pair=1)
@@ -369,9 +370,12 @@ def test_the_views_come_through_the_one_registration_point(monkeypatch):
     assert seen == [
         ("plot", (), {"metric": "logit_diff", "title": False}),
         ("show", (), {"pair": 1}),
-        ("to_html", ("x.html",), {}),
+        ("to_html", ("x.html",), {"attention": True}),
         ("mimebundle", (), {}),
     ]
+    assert asked == [False] * 4
+    dataclasses.replace(one, origin=object()).show()
+    assert asked[-1]
 
 
 def test_the_frame_is_a_plain_frame():

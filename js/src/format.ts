@@ -43,9 +43,13 @@ export interface Piece {
 }
 
 const MARKS: Record<string, string> = { ' ': '·', '\n': '↵', '\t': '⇥' }
+const JOINERS = /[\u200c\u200d]/u
 const isControl = (c: string): boolean => /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Co}\p{Cs}]/u.test(c)
 
-/** A token as visible pieces: its own text, and marks for a leading space, line breaks, tabs and controls. */
+/**
+ * A token as visible pieces: its own text, and marks for leading spaces, line breaks, tabs and controls.
+ * Joiners inside a word or an emoji stay: they shape what is seen.
+ */
 export function pieces(token: string): Piece[] {
   const out: Piece[] = []
   const add = (text: string, mark: boolean): void => {
@@ -53,8 +57,11 @@ export function pieces(token: string): Piece[] {
     if (last?.mark === mark) last.text += text
     else out.push({ text, mark })
   }
+  const bare = token.replace(/^ +/, '')
+  const joins = Array.from(bare).some((c) => !JOINERS.test(c))
   Array.from(token).forEach((c, i) => {
-    if (c === ' ' && i > 0 && token.trim() !== '') add(c, false)
+    if (c === ' ' && i >= token.length - bare.length) add(c, false)
+    else if (joins && JOINERS.test(c)) add(c, false)
     else if (MARKS[c]) add(MARKS[c], true)
     else if (isControl(c))
       add(`U+${(c.codePointAt(0) ?? 0).toString(16).toUpperCase().padStart(4, '0')}`, true)

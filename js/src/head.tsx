@@ -138,12 +138,10 @@ function Words({ part, store }: { part: Part; store: Store }): Child {
 
 /** The answer (or the wrong answer) as chips, with the input that changes it lying over them. */
 function Answer({ store, side, tokens }: { store: Store; side: Side; tokens: readonly string[] }): Child {
-  const value = tokens.join(' | ')
+  const value = store.written(side)
   const wrong = store.error.value?.field === side
   const off = !store.spec.value.can_run
-  const commit = (input: HTMLInputElement) => {
-    if (input.value !== value) store.edit(side, input.value)
-  }
+  const commit = (input: HTMLInputElement) => store.edit(side, input.value)
   return (
     <span class={`answer${wrong ? ' bad' : ''}`}>
       {tokens.length ? tokens.map((t) => <Chip key={t} text={t} />) : <span class="chip none">none</span>}
@@ -161,7 +159,10 @@ function Answer({ store, side, tokens }: { store: Store; side: Side; tokens: rea
         onKeyDown={(e) => {
           e.stopPropagation()
           if (e.key === 'Enter') commit(e.currentTarget)
-          if (e.key === 'Escape') e.currentTarget.value = value
+          if (e.key === 'Escape') {
+            e.currentTarget.value = value
+            commit(e.currentTarget)
+          }
         }}
       />
     </span>

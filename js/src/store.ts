@@ -37,6 +37,9 @@ import {
 
 export type { Exported, Look, Mode, Shown } from './shown'
 
+/** What of a pair can be typed. */
+export type Field = 'clean' | 'corrupted' | 'answer' | 'wrong'
+
 export class Store extends Board {
   readonly spec: Signal<Spec>
   readonly status: Signal<Status>
@@ -85,7 +88,7 @@ export class Store extends Board {
   private last: HeatMap[] = []
   private limited: { maps: readonly HeatMap[]; limit: number } = { maps: [], limit: 1 }
   /** What was sent of each field last: Enter and the blur after it are one edit. */
-  private readonly drafts = new Map<string, string>()
+  private drafts: Record<number, Partial<Record<Field, string>>> = {}
   private newest = 0
   private asked = new Set<string>()
   private pending: Dict = {}
@@ -119,7 +122,7 @@ export class Store extends Board {
       this.maps.value = new Map()
       this.attention.value = new Map()
       this.asked.clear()
-      this.drafts.clear()
+      this.drafts = {}
       this.last = []
       this.hover.value = null
     }
@@ -244,17 +247,27 @@ export class Store extends Board {
     this.host.send({ type: 'set', ...asked })
   }
 
-  edit(field: 'clean' | 'corrupted' | 'answer' | 'wrong', value: string): void {
-    const name = `${field}${this.shown.value.pair}`
-    if (this.drafts.get(name) === value) return
-    this.drafts.set(name, value)
-    this.host.send({ type: 'edit', field, pair: this.shown.value.pair, value })
+  /** What an input shows when nothing was typed: what the maps belong to, alternatives parted by bars. */
+  written(field: Field, pair = this.shown.value.pair): string {
+    const value = this.spec.value.pairs[pair]?.[field] ?? ''
+    return typeof value === 'string' ? value : value.join(' | ')
   }
 
-  /** Leaves a failed edit behind: the prompts show again what the maps belong to. */
+  /** Sends what an input holds now, unless that is what was sent last. */
+  edit(field: Field, value: string, pair = this.shown.value.pair): void {
+    const drafts = this.drafts[pair] ?? {}
+    if ((drafts[field] ?? this.written(field, pair)) === value) return
+    this.drafts[pair] = { ...drafts, [field]: value }
+    this.host.send({ type: 'edit', field, pair, value })
+  }
+
+  /** Leaves a failed edit behind, here and in Python: the prompts show again what the maps belong to. */
   goBack(): void {
     this.error.value = null
-    this.drafts.clear()
+    for (const [pair, drafts] of Object.entries(this.drafts))
+      for (const field of Object.keys(drafts))
+        this.edit(field as Field, this.written(field as Field, +pair), +pair)
+    this.drafts = {}
     this.resets.value++
   }
 

@@ -100,9 +100,7 @@ export function Token(props: {
 
 function Prompt({ store, side, pair }: { store: Store; side: Side; pair: Pair }): Child {
   const off = !store.spec.value.can_run
-  const commit = (input: HTMLInputElement) => {
-    if (input.value !== pair[side]) store.edit(side, input.value)
-  }
+  const commit = (input: HTMLInputElement) => store.edit(side, input.value)
   return (
     <input
       key={`${store.resets.value}${pair[side]}`}
@@ -116,7 +114,10 @@ function Prompt({ store, side, pair }: { store: Store; side: Side; pair: Pair })
       onKeyDown={(e) => {
         e.stopPropagation()
         if (e.key === 'Enter') commit(e.currentTarget)
-        if (e.key === 'Escape') e.currentTarget.value = pair[side]
+        if (e.key === 'Escape') {
+          e.currentTarget.value = pair[side]
+          commit(e.currentTarget)
+        }
       }}
     />
   )

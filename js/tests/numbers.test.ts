@@ -25,6 +25,10 @@ describe('tokens', () => {
     expect(visible('a b')).toBe('a b')
     expect(visible('a\u202eb')).toBe('aU+202Eb')
     expect(visible('  ')).toBe('··')
+    expect(visible('  a b ')).toBe('··a b ')
+    expect(visible(' \n')).toBe('·↵')
+    expect(visible('a\u200db')).toBe('a\u200db')
+    expect(visible('\u200d')).toBe('U+200D')
   })
 
   it('tell marks from text', () => {

@@ -216,6 +216,21 @@ describe('prompts', () => {
     await settle()
     expect(get('nbp-error')).toBeNull()
     expect(get<HTMLInputElement>('nbp-clean').value).toBe('When Mary and John')
+    expect(of('edit').map((m) => m.value)).toEqual(['too short', 'When Mary and John'])
+  })
+
+  it('take back what failed when the first text is typed again, or on Escape', async () => {
+    await mount()
+    const escape = () =>
+      get('nbp-clean').dispatchEvent(new KeyboardEvent('keydown', { key: 'Escape', bubbles: true }))
+    escape()
+    expect(of('edit')).toEqual([])
+    await commit('nbp-clean', 'too short')
+    await commit('nbp-clean', 'When Mary and John')
+    await commit('nbp-clean', 'too long')
+    escape()
+    const sent = of('edit').map((m) => m.value)
+    expect(sent).toEqual(['too short', 'When Mary and John', 'too long', 'When Mary and John'])
   })
 
   it('throw away the maps of other prompts', async () => {

@@ -10,6 +10,7 @@ from nbpatch.plan import FAILED, NOT_RUN
 def lint(table: Table, *, stopped: bool) -> tuple[str, ...]:
     """Returns the warnings of a run: what it cannot tell, and the one action that settles each."""
     found = [
+        *_odd_prompts(table),
         *_unfinished(table, stopped),
         *_failed(table),
         *_baselines(table),
@@ -18,6 +19,15 @@ def lint(table: Table, *, stopped: bool) -> tuple[str, ...]:
         *_one_pair(table),
     ]
     return tuple(found)
+
+
+def _odd_prompts(table: Table) -> list[str]:
+    pairs = table.plan.tokenized
+    return [
+        f"Pair {number + 1}: {warning}" if len(pairs) > 1 else warning
+        for number, one in enumerate(pairs)
+        for warning in one.warnings
+    ]
 
 
 def _unfinished(table: Table, stopped: bool) -> list[str]:

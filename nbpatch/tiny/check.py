@@ -106,7 +106,7 @@ class Stages:
     def problems(self) -> list[str]:
         """Returns what keeps the pair from being a good example, nothing when it is one."""
         found: list[str] = []
-        restored = [value for row in self.denoising for value in row]
+        largest = max(abs(value) for rows in (self.denoising, self.noising) for row in rows for value in row)
         least = LEAST_HEADS if self.pairs == 1 else LEAST_HEADS_OF_MEAN
         if self.source[1] < 0.5:
             found.append(f"the effect has left the differing token by layer 1 ({self.source[1]:.2f})")
@@ -114,8 +114,8 @@ class Stages:
             found.append(f"the effect moves in layers {self.moving} only")
         if len(self.heads) < least or len({layer for layer, _ in self.heads}) < 2:
             found.append(f"only heads {self.heads} count")
-        if max(restored) > MOST_SHARE:
-            found.append(f"one head recovers {max(restored):.2f}")
+        if largest > MOST_SHARE:
+            found.append(f"one head has a share of {largest:.2f}")
         if self.apart < LEAST_SHARE:
             found.append("denoising and noising agree everywhere")
         return found

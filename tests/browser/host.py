@@ -226,7 +226,7 @@ class Book:
 
     def choose(self, group, value):
         """Chooses a value of a radio group or of a tab list."""
-        self.part(group).locator(f'[value="{value}"], [data-value="{value}"]').first.click(force=True)
+        self.part(group).locator(f'label:has([value="{value}"]), [data-value="{value}"]').first.click()
 
     def select(self, name, value):
         self.part(name).select_option(value)

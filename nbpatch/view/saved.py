@@ -1,0 +1,70 @@
+"""Displays results as they stand: figures, pages and a widget without a kernel behind it. Needs no torch.
+
+`nbpatch.workbench` displays results whose model is still there; both answer to `nbpatch.display`.
+"""
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nbpatch.result import Result
+from nbpatch.view import export, payload, plots
+from nbpatch.view.payload import Message
+from nbpatch.view.widgets import PatchWidget
+
+
+def plot(result: Result, **options: Any) -> Any:
+    """Returns a matplotlib Figure of a result."""
+    return plots.heads(result, **_without_none(options)) if is_attention(result) else plots.plot(result, **options)
+
+
+def show(result: Result, **options: Any) -> Any:
+    """Returns a widget that shows what was measured and runs nothing; attention with CircuitsVis."""
+    if is_attention(result):
+        from nbpatch.view.attention import circuitsvis
+
+        return circuitsvis(result, **options)
+    widget = PatchWidget()
+    widget.spec = payload.describe(result, can_run=False, works={})
+    widget.status = {"state": "done", "text": "A saved result: there is no model to run further sweeps.", "gen": 0}
+    widget.listen(lambda message: _answer(widget, result, message))
+    return widget
+
+
+def to_html(result: Result, path: str, *, attention: bool = True) -> Path:
+    """Writes one self-contained HTML page of a result, without attention: that would need the model."""
+    return export.write(path, [result], None)
+
+
+def mimebundle(result: Result) -> Any:
+    """Returns the notebook display of a result: widget, picture and text."""
+    if is_attention(result):
+        return {"text/plain": repr(result)}, {}
+    return mimebundle_of(show(result), result)
+
+
+def mimebundle_of(widget: PatchWidget, result: Result) -> Any:
+    """Returns widget, picture and text for a notebook's output: what can show the widget does, all else the picture."""
+    made: Any = widget._repr_mimebundle_()  # pyright: ignore[reportPrivateUsage]
+    data, metadata = made if isinstance(made, tuple) else (made or {}, {})
+    picture = base64.b64encode(plots.png(result, note="Run the cell for the interactive view.")).decode("ascii")
+    return {**data, "image/png": picture, "text/plain": repr(result)}, metadata
+
+
+def is_attention(result: Result) -> bool:
+    """Whether a result holds attention patterns instead of a sweep."""
+    return result.provenance.get("method") == "attention"
+
+
+def _answer(widget: PatchWidget, result: Result, message: Message) -> None:
+    """Answers the page of a saved result: it gets the maps that are there."""
+    if message["type"] in ("need", "set"):
+        metric = str(message.get("metric", result.metrics[0]))
+        pair = int(message.get("pair", 0))
+        for one in payload.maps_of(result, metric if metric in result.metrics else None, pair=pair):
+            widget.post(*one.message(0))
+
+
+def _without_none(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
