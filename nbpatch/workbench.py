@@ -431,9 +431,7 @@ def show(result: Result, **options: Any) -> Any:
     pairs = [one.pair for one in plan.tokenized]
     direction = result.provenance["direction"]
     metrics = list(plan.metrics)
-    return Workbench(
-        origin.model, pairs, plan.component, plan.over, direction=direction, metric=metrics, result=result
-    )
+    return Workbench(origin.model, pairs, plan.component, plan.over, direction=direction, metric=metrics, result=result)
 
 
 def to_html(result: Result, path: str, *, attention: bool = True) -> Path:
