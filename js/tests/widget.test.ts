@@ -221,14 +221,14 @@ describe('prompts', () => {
 
   it('take back what failed when the first text is typed again, or on Escape', async () => {
     await mount()
-    const escape = () =>
+    const giveUp = () =>
       get('nbp-clean').dispatchEvent(new KeyboardEvent('keydown', { key: 'Escape', bubbles: true }))
-    escape()
+    giveUp()
     expect(of('edit')).toEqual([])
     await commit('nbp-clean', 'too short')
     await commit('nbp-clean', 'When Mary and John')
     await commit('nbp-clean', 'too long')
-    escape()
+    giveUp()
     const sent = of('edit').map((m) => m.value)
     expect(sent).toEqual(['too short', 'When Mary and John', 'too long', 'When Mary and John'])
   })
