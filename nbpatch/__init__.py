@@ -12,10 +12,11 @@ from nbpatch import display
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from nbpatch.engine import load
     from nbpatch.errors import NbpatchError
     from nbpatch.methods.companions import attention
     from nbpatch.methods.patching import patch
-    from nbpatch.model import Model, load
+    from nbpatch.model import Model
     from nbpatch.prompts import Pairs, PromptPair
     from nbpatch.result import Result, read
     from nbpatch.workbench import Workbench
@@ -30,7 +31,7 @@ _HOMES = {
     "Result": "nbpatch.result",
     "Workbench": "nbpatch.workbench",
     "attention": "nbpatch.methods.companions",
-    "load": "nbpatch.model",
+    "load": "nbpatch.engine",
     "patch": "nbpatch.methods.patching",
     "read": "nbpatch.result",
 }

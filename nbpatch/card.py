@@ -68,7 +68,9 @@ def _metric(metric: Mapping[str, Any], baselines: xr.Dataset) -> str:
 
 
 def _engine(engine: Mapping[str, Any]) -> str:
+    inside = f"{engine['waves']} waves" if "waves" in engine else f"{engine['forwards']} forwards"
+    why = f" ({engine['reason']})" if engine.get("reason") else ""
     return (
-        f"{engine['name']}, {engine['cells']} cells: {engine['run']} runs in {engine['forwards']} forwards, "
+        f"{engine['name']}{why}, {engine['cells']} cells: {engine['run']} runs in {inside}, "
         f"{engine['exact']} exactly the base value by construction."
     )

@@ -34,6 +34,24 @@ class Answers:
         """Returns the answers of the rows in `index`."""
         return Answers(self.answer[index], self.wrong[index], self.clean_log_probs[index])
 
+    @property
+    def columns(self) -> Tensor:
+        """All tokens that are an answer or a wrong one for some row [column], in ascending order."""
+        import torch
+
+        ids = torch.cat([self.answer.flatten(), self.wrong.flatten()]).unique()
+        return ids[ids >= 0]
+
+    def within(self, columns: Tensor) -> "Answers":
+        """Returns the answers as indices into `columns`, for logits of these tokens only."""
+        import torch
+
+        places = [
+            torch.where(ids < 0, ids, torch.searchsorted(columns, ids.clamp(min=0)))
+            for ids in (self.answer, self.wrong)
+        ]
+        return Answers(places[0], places[1], self.clean_log_probs[:, columns])
+
 
 MetricFunction: TypeAlias = Callable[[Tensor, Answers], Tensor]
 
@@ -50,6 +68,7 @@ class Metric:
         needs_wrong: whether every pair must name a wrong answer.
         linear: whether it is linear in the logits, so that effects of parts add up.
         whole: whether `compute` must see one row per pair, in order (a user's function), not any batch of rows.
+        local: whether it reads the logits of the answers only, so that no others need be computed.
     """
 
     name: str
@@ -59,6 +78,7 @@ class Metric:
     needs_wrong: bool = False
     linear: bool = False
     whole: bool = False
+    local: bool = False
 
     def describe(self) -> dict[str, Any]:
         """Returns what a result's provenance keeps of the metric."""
@@ -109,7 +129,7 @@ def accuracy(logits: Tensor, answers: Answers) -> Tensor:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("logit_diff", "logit", "logit difference", logit_diff, needs_wrong=True, linear=True),
+        Metric("logit_diff", "logit", "logit difference", logit_diff, needs_wrong=True, linear=True, local=True),
         Metric("log_prob", "nat", "log probability", log_prob),
         Metric("prob", "prob", "probability", prob),
         Metric("kl", "nat", "−KL from the clean prediction", kl),

@@ -4,26 +4,25 @@ Ownership: the plain Hugging Face model stays as it is; a TransformerBridge is b
 the modules that shares every weight. A Bridge the user brings is used as it is, with temporary hooks only.
 """
 
-import copy
 import hashlib
-import itertools
 import os
 import socket
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from nbpatch.bridges import bridge_beside, unwrapped
 from nbpatch.errors import ModelError, SiteError
 from nbpatch.prompts import PromptPair, TokenizedPair, as_pairs, token_text, tokenize_pairs
 from nbpatch.sites import COMPONENTS, SWEEPABLE, ModelShape
@@ -47,6 +46,18 @@ class Capability:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Probe:
+    """What was found out about a model.
+
+    Attributes:
+        engine: "frontier", or "replay" with the reason.
+    """
+
+    engine: str
+    capabilities: Mapping[str, Capability]
+
+
 class Model:
     """A causal language model with its tokenizer, ready to be patched. Made by `load`.
 
@@ -54,12 +65,21 @@ class Model:
         name: "tiny", a hub id, or the folder's name.
         tokenizer: the Hugging Face tokenizer, as given.
         lock: held during every forward; one model may serve a cell and a widget at once.
+        engine: "auto", or "replay" to have every run made by hooks in whole forwards, the slow twin. Can be set.
+        budget: bytes a run may use; None for a quarter of what is free. Can be set.
+        notes: what was found out about the model, kept until its weights change.
+        prober: finds out what can be patched; `nbpatch.engine` puts its own here, which knows both engines.
     """
+
+    prober: ClassVar[Callable[[Any], Probe]]
 
     def __init__(self, name: str, tokenizer: Any, *, hf: nn.Module | None = None, bridge: Any = None) -> None:
         self.name = name
         self.tokenizer = tokenizer
         self.lock = threading.RLock()
+        self.engine = "auto"
+        self.budget: int | None = None
+        self.notes: dict[str, Any] = {}
         self._hf = hf
         self._given_bridge = bridge
 
@@ -101,9 +121,14 @@ class Model:
             causal=self._is_causal(int(config.vocab_size)),
         )
 
-    @cached_property
+    @property
     def hash(self) -> str:
         """First 16 hex digits of the SHA-256 over names, shapes and values of all weights."""
+        if "hash" not in self.notes:
+            self.notes["hash"] = self._hashed()
+        return self.notes["hash"]
+
+    def _hashed(self) -> str:
         digest = hashlib.sha256()
         for name, weight in sorted(self._module.state_dict().items()):
             digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
@@ -116,19 +141,26 @@ class Model:
         if self._given_bridge is not None:
             return self._given_bridge
         with self.lock:
-            return _bridge_beside(self._module, self.tokenizer, self.name)
+            return bridge_beside(self._module, self.tokenizer, self.name)
 
-    @cached_property
+    @property
+    def probe(self) -> Probe:
+        """How the model is run and what can be patched in it, found by trying."""
+        if "probe" not in self.notes:
+            self.notes["probe"] = type(self).prober(self)
+        return self.notes["probe"]
+
+    @property
     def capabilities(self) -> Mapping[str, Capability]:
         """What can be patched, found by trying each component once on a two-prompt run."""
-        return {component: _probe(self, component) for component in SWEEPABLE}
+        return self.probe.capabilities
 
     def describe(self) -> str:
         """Returns the model's sizes and what can be patched in it, in words."""
         shape = self.shape
         heads = f"{shape.n_heads} heads" + (f" ({shape.n_kv_heads} key-value heads)" if shape.grouped else "")
         lines = [
-            f"{self.name}: {type(self._module).__name__}, weights {self.hash}",
+            f"{self.name}: {type(self._module).__name__}, weights {self.hash}, engine: {self.probe.engine}",
             f"  {shape.n_layers} layers, {heads}, d_model {shape.d_model}, vocabulary {shape.d_vocab}, "
             f"{'causal' if shape.causal else 'not causal'}, {self.dtype}, {self.device}".replace("torch.", ""),
         ]
@@ -207,8 +239,26 @@ class Model:
             logits = bridge.run_with_hooks(ids.to(self.device), fwd_hooks=[*hooks, *narrow])
         return logits[:, -1]
 
+    def weights(self) -> list[Tensor]:
+        """Returns all parameters and buffers."""
+        return [*self._module.parameters(), *self._module.buffers()]
+
+    def hooked(self) -> list[str]:
+        """Returns the names of modules that carry hooks of the user's own."""
+        modules: Iterable[tuple[str, Any]] = self._module.named_modules()
+        if self._given_bridge is not None:
+            modules = [*modules, *self._given_bridge.hook_dict.items()]
+        return [name for name, one in modules if one._forward_hooks or one._forward_pre_hooks]
+
+    @cached_property
+    def plain(self) -> nn.Module | None:
+        """The plain Hugging Face model; None where a Bridge has processed the weights (compatibility mode)."""
+        return self._hf if self._hf is not None else unwrapped(self._given_bridge)
+
     def memory_budget(self) -> int:
-        """Returns the bytes a run may use: a quarter of what is free."""
+        """Returns the bytes a run may use: `budget`, or a quarter of what is free."""
+        if self.budget is not None:
+            return self.budget
         if self.device.type == "cuda":
             return torch.cuda.mem_get_info(self.device)[0] // 4
         if "SC_AVPHYS_PAGES" in os.sysconf_names:
@@ -399,27 +449,9 @@ def _quiet_loading() -> Generator[None]:
             logging.enable_progress_bar()
 
 
-def _bridge_beside(hf: nn.Module, tokenizer: Any, name: str) -> Any:
-    """Returns a Bridge on a copy of the modules of `hf` that shares its parameters and buffers.
-
-    A Bridge replaces the blocks inside the module it wraps and sets its attention to eager, so it gets modules and
-    configuration of its own.
-    """
-    from transformer_lens.model_bridge import TransformerBridge
-
-    shared = {id(tensor): tensor for tensor in itertools.chain(hf.parameters(), hf.buffers())}
-    modules: Any = copy.deepcopy(hf, shared)
-    if not modules.config.architectures:
-        modules.config.architectures = [type(hf).__name__]
-    words = copy.deepcopy(tokenizer)
-    # TransformerLens loads the tokenizer anew from its name unless it says that it adds the bos token itself.
-    words.init_kwargs.update(add_bos_token=True, name_or_path=words.name_or_path or name)
-    parameter = next(hf.parameters())
-    bridge = TransformerBridge.boot_transformers(
-        f"local/{name}", hf_model=modules, tokenizer=words, device=str(parameter.device), dtype=parameter.dtype
-    )
-    bridge.eval()
-    return bridge
+def probe_bridge(model: Model) -> Mapping[str, Capability]:
+    """Returns what can be patched through the Bridge's hooks, found by trying each component once."""
+    return {component: _probe(model, component) for component in SWEEPABLE}
 
 
 def _probe(model: Model, component: str) -> Capability:
@@ -452,9 +484,14 @@ def _probe(model: Model, component: str) -> Capability:
     patched = model.answer_logits(ids, [(name, write)])
     if fired != 1:
         return Capability("no effect", f"its hook fired {fired} times in one forward")
+    if component == "mlp_post" and kept[0].shape[-1] != shape.d_mlp:
+        return Capability("absent", "a mixture of experts shows no neurons there")
     if torch.equal(patched[0], logits[0]):
         return Capability("no effect", "the Bridge accepts a patch there and ignores it")
     scale = logits.abs().max().item()
     if component.startswith("resid") and not torch.allclose(patched[0], logits[1], atol=_PROBE_TOLERANCE * scale):
         return Capability("no effect", "a patch there reaches only a part of the residual stream")
     return Capability("works")
+
+
+Model.prober = lambda model: Probe("replay", probe_bridge(model))

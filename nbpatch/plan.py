@@ -106,7 +106,8 @@ class Plan:
         """Returns the cell's site; positions are those of the clean prompt."""
         named = dict(zip(self.over, cell.index, strict=True))
         pos = named.get("dest") if self.component == "pattern" else named.get("pos")
-        return Site(self.component, named.get("layer"), named.get("head"), pos, named.get("src"))
+        unit = named.get("head", named.get("neuron"))
+        return Site(self.component, named.get("layer"), unit, pos, named.get("src"))
 
     def describe(self) -> str:
         """Returns the plan in words: cells, what is run, what is known without running, and why."""
@@ -164,8 +165,9 @@ def make_plan(
 def axis_sizes(shape: ModelShape, tokenized: Sequence[TokenizedPair], component: str) -> dict[str, int]:
     """Returns the length of each axis a sweep of `component` may use; positions run to the longest clean prompt."""
     positions = max(len(one.clean_ids) for one in tokenized)
-    heads = shape.heads_of(component)
-    return {"layer": shape.n_layers, "head": heads, "pos": positions, "dest": positions, "src": positions}
+    units = shape.heads_of(component)
+    sizes = {"layer": shape.n_layers, "head": units, "neuron": units}
+    return {**sizes, "pos": positions, "dest": positions, "src": positions}
 
 
 def _directions(direction: str) -> tuple[Direction, ...]:

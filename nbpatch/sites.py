@@ -34,6 +34,11 @@ class Component:
         """Whether the component is split by attention head."""
         return "head" in self.axes
 
+    @property
+    def unit(self) -> str:
+        """What the component is split into inside a layer: "head", "neuron", or "" for nothing."""
+        return next((axis for axis in ("head", "neuron") if axis in self.axes), "")
+
 
 _POS = ("layer", "pos")
 _HEAD = ("layer", "head", "pos")
@@ -54,7 +59,7 @@ COMPONENTS: dict[str, Component] = {
         Component("v", _HEAD, "heads’ values", "attn.hook_v"),
         Component("pattern", _EDGE, "attention patterns", "attn.hook_pattern"),
         Component("scores", _EDGE, "attention scores", "attn.hook_attn_scores", sweepable=False),
-        Component("mlp_post", ("layer", "neuron", "pos"), "neurons", "mlp.hook_post", sweepable=False),
+        Component("mlp_post", ("layer", "neuron", "pos"), "neurons", "mlp.hook_post"),
         Component("head_out", _HEAD, "attention heads", "attn.hook_result", sweepable=False),
     )
 }
@@ -88,7 +93,9 @@ class ModelShape:
         return self.n_kv_heads != self.n_heads
 
     def heads_of(self, component: str) -> int:
-        """Returns how many heads the component is split into."""
+        """Returns how many heads, or neurons, the component is split into."""
+        if component == "mlp_post":
+            return self.d_mlp
         return self.n_kv_heads if component in ("k", "v") else self.n_heads
 
     def head_labels(self, component: str) -> tuple[int, ...] | tuple[str, ...]:
@@ -154,7 +161,11 @@ def _axis_hint(component: str, name: str, axes: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Site:
-    """One place in a model. None means all of that axis; `pos` and `dest` may be "END", the last token."""
+    """One place in a model. None means all of that axis; `pos` and `dest` may be "END", the last token.
+
+    Attributes:
+        head: the head; of `mlp_post` the neuron.
+    """
 
     component: str
     layer: int | None = None
@@ -165,7 +176,7 @@ class Site:
     def __str__(self) -> str:
         layer = "*" if self.layer is None else str(self.layer)
         inside = layer
-        if COMPONENTS[self.component].has_heads:
+        if COMPONENTS[self.component].unit:
             inside += ".*" if self.head is None else f".{self.head}"
         text = f"{self.component}[{inside}]"
         if self.pos is not None:
@@ -201,7 +212,7 @@ def parse_site(text: str) -> Site:
     if component not in COMPONENTS:
         raise SiteError(f"no component {component!r}.", where=f"site {text!r}", fix=suggest(component, COMPONENTS))
     known = COMPONENTS[component]
-    if parts["head"] is not None and not known.has_heads:
+    if parts["head"] is not None and not known.unit:
         raise SiteError(f"{component} has no heads.", where=f"site {text!r}", fix=f'"{component}[{parts["layer"]}]"')
     if parts["src"] is not None and "src" not in known.axes:
         raise SiteError(
@@ -218,14 +229,15 @@ def check_site(site: Site, shape: ModelShape) -> Site:
         SiteError: a layer or head outside the model.
     """
     heads = shape.heads_of(site.component)
-    model = f"{shape.n_layers} layers, {heads} heads (0–{heads - 1})"
+    unit = COMPONENTS[site.component].unit or "head"
+    model = f"{shape.n_layers} layers, {heads} {unit}s (0–{heads - 1})"
     if site.layer is not None and site.layer >= shape.n_layers:
         fix = f"layers 0–{shape.n_layers - 1}"
         raise SiteError(f"no layer {site.layer}.", where=f'"{site}"', notes={"model": model}, fix=fix)
     if site.head is not None and site.head >= heads:
-        fix = f'"{Site(site.component, site.layer, None, site.pos)}" for all heads of layer {site.layer}'
+        fix = f'"{Site(site.component, site.layer, None, site.pos)}" for all {unit}s of layer {site.layer}'
         raise SiteError(
-            f"no head {site.head} in layer {site.layer}.", where=f'"{site}"', notes={"model": model}, fix=fix
+            f"no {unit} {site.head} in layer {site.layer}.", where=f'"{site}"', notes={"model": model}, fix=fix
         )
     return site
 

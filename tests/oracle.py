@@ -17,6 +17,7 @@ AXES = {
     **dict.fromkeys(("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"), ("layer", "pos")),
     **dict.fromkeys(("z", "q", "k", "v"), ("layer", "head", "pos")),
     "pattern": ("layer", "head", "dest", "src"),
+    "mlp_post": ("layer", "neuron", "pos"),
 }
 
 
@@ -59,6 +60,7 @@ def sweep(
     example = values[component, 0]
     layers = max(layer for name, layer in values if name == component) + 1
     sizes = {"layer": layers, "pos": len(base), "dest": len(base), "src": len(base)}
+    sizes["neuron"] = example.shape[1]
     sizes["head"] = example.shape[0 if component == "pattern" else 1] if "head" in axes else 1
     table = np.empty([sizes[axis] for axis in over])
     for cell in itertools.product(*(range(sizes[axis]) for axis in over)):
@@ -73,6 +75,8 @@ def _overwrite(
     order = [axis for axis in axes if axis != "layer"]
     if component in ("z", "q", "k", "v"):
         order = ["pos", "head"]
+    if component == "mlp_post":
+        order = ["pos", "neuron"]
     where = tuple(chosen.get(axis, slice(None)) for axis in order)
 
     def edit(name: str, layer: int, value: Tensor) -> Tensor:
@@ -107,8 +111,12 @@ def _gpt2(hf: Any, ids: Sequence[int], edit: Edit) -> Tensor:
         z = _attend(q, k, v, edit, layer, lambda value: value)
         out = z.flatten(1) @ block.attn.c_proj.weight + block.attn.c_proj.bias
         x = edit("resid_mid", layer, x + edit("attn_out", layer, out))
-        x = edit("resid_post", layer, x + edit("mlp_out", layer, block.mlp(block.ln_2(x))))
+        x = edit("resid_post", layer, x + edit("mlp_out", layer, _mlp(block, layer, edit, x)))
     return hf.lm_head(core.ln_f(x))
+
+
+def _mlp(block: Any, layer: int, edit: Edit, x: Tensor) -> Tensor:
+    return block.mlp.c_proj(edit("mlp_post", layer, block.mlp.act(block.mlp.c_fc(block.ln_2(x)))))
 
 
 def _llama(hf: Any, ids: Sequence[int], edit: Edit) -> Tensor:
@@ -126,5 +134,7 @@ def _llama(hf: Any, ids: Sequence[int], edit: Edit) -> Tensor:
         q, k, v = (proj(normed).reshape(len(ids), -1, size) for proj in (attn.q_proj, attn.k_proj, attn.v_proj))
         out = attn.o_proj(_attend(q, k, v, edit, layer, turn).flatten(1))
         x = edit("resid_mid", layer, x + edit("attn_out", layer, out))
-        x = edit("resid_post", layer, x + edit("mlp_out", layer, block.mlp(block.post_attention_layernorm(x))))
+        mlp, normed = block.mlp, block.post_attention_layernorm(x)
+        neurons = edit("mlp_post", layer, mlp.act_fn(mlp.gate_proj(normed)) * mlp.up_proj(normed))
+        x = edit("resid_post", layer, x + edit("mlp_out", layer, mlp.down_proj(neurons)))
     return hf.lm_head(core.norm(x))

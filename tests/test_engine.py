@@ -15,7 +15,7 @@ from nbpatch.engine import Progress, run
 from nbpatch.errors import PatchNotApplied, PlanError, SiteError
 from nbpatch.methods.patching import patch
 from nbpatch.metrics import as_metrics
-from nbpatch.model import Model, load
+from nbpatch.model import Capability, Model, Probe, load
 from nbpatch.plan import EXACT, FAILED, MEASURED, NO_POSITION, NOT_RUN, make_plan
 from nbpatch.prompts import PromptPair
 from nbpatch.sites import COMPONENTS, SWEEPABLE, default_over
@@ -60,6 +60,7 @@ AXES = [
     *((component, default_over(component)) for component in SWEEPABLE),
     *((component, ("layer", "head", "pos")) for component in ("z", "q", "k", "v")),
     ("pattern", ("layer", "head", "dest")),
+    ("mlp_post", ("layer", "neuron")),
     ("resid_pre", ("pos",)),
     ("resid_post", ("layer",)),
     ("z", ("pos",)),
@@ -302,7 +303,7 @@ def test_progress_counts_up_and_the_view_fills():
 
 @pytest.mark.parametrize("how", ["stop", "interrupt"])
 def test_stopping_keeps_what_is_finished(how, monkeypatch):
-    monkeypatch.setattr("nbpatch.engine.loop.MAX_TOKENS", 40)
+    monkeypatch.setattr("nbpatch.engine.frontier.MOST_TOKENS", 10)
     model = small("gpt2")
     plan = make_plan(model.shape, model.tokenize(PAIR), "resid_pre", metrics=as_metrics("logit_diff"))
     waves = 0
@@ -326,6 +327,7 @@ def test_stopping_keeps_what_is_finished(how, monkeypatch):
 
 def test_a_patch_at_the_wrong_place_fails_the_run(monkeypatch):
     model = load((micro.gpt2(), micro.tokenizer()))
+    model.engine = "replay"
     assert model.capabilities
     real_name, asked = model.hook_name, []
 
@@ -341,6 +343,7 @@ def test_a_patch_at_the_wrong_place_fails_the_run(monkeypatch):
 
 def test_a_hook_that_never_fires_is_counted(monkeypatch):
     model = load((micro.gpt2(), micro.tokenizer()))
+    model.engine = "replay"
     assert model.capabilities
     plain = model.answer_logits
     monkeypatch.setattr(
@@ -352,8 +355,9 @@ def test_a_hook_that_never_fires_is_counted(monkeypatch):
 
 def test_a_component_that_does_not_work_is_refused_with_the_reason():
     model = load((micro.gpt2(), micro.tokenizer()))
-    monkey = {**model.capabilities}
-    model.__dict__["capabilities"] = {**monkey, "q": type(monkey["q"])("no effect", "accepted and ignored")}
+    model.engine = "replay"
+    found = {**model.capabilities, "q": Capability("no effect", "accepted and ignored")}
+    model.notes["probe"] = Probe("replay", found)
     with pytest.raises(SiteError) as caught:
         patch(model, PAIR, "q")
     assert caught.value.seen == "accepted and ignored"
@@ -363,6 +367,7 @@ def test_a_component_that_does_not_work_is_refused_with_the_reason():
 def test_nan_activations_are_named_and_leave_the_rest_intact(monkeypatch):
     hf = micro.gpt2()
     model = load((hf, micro.tokenizer()))
+    model.engine = "replay"
     whole = patch(model, PAIR, "resid_post")
     plain = model.answer_logits
 

@@ -22,6 +22,8 @@ ROWS: dict[str, float] = {
     "nbpatch.graph": 2,
     "nbpatch.tasks": 2,
     "nbpatch.plan": 3,
+    "nbpatch.bridges": 3.5,
+    "nbpatch.parts": 3.5,
     "nbpatch.model": 4,
     "nbpatch.engine": 5,
     "nbpatch.methods": 6,

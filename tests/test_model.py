@@ -126,6 +126,7 @@ def test_every_component_of_the_small_models_works(model):
 def test_the_probe_sees_an_ignored_patch_and_a_missing_hook(monkeypatch):
     model = load((micro.gpt2(), micro.tokenizer()))
     plain = model.hook_name
+    model.engine = "replay"
     dead = {"z": "hook_pos_embed", "q": None}
     monkeypatch.setattr(model, "hook_name", lambda name, layer: dead.get(name, plain(name, layer)))
     ignored = model.answer_logits

@@ -22,7 +22,7 @@ SHAPE = ModelShape(n_layers=4, n_heads=8, n_kv_heads=2, d_model=64, d_head=8, d_
 
 def test_the_sweepable_components_are_the_ones_of_the_engine() -> None:
     assert SWEEPABLE == (
-        "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern",
+        "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern", "mlp_post",
     )  # fmt: skip
 
 

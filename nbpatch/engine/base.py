@@ -17,6 +17,8 @@ from nbpatch.plan import Plan
 from nbpatch.prompts import TokenizedPair
 
 RUNS = ("clean", "corrupted")
+SOURCE = {"denoising": "clean", "noising": "corrupted"}
+BASE = {"denoising": "corrupted", "noising": "clean"}
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,13 @@ def trace_runs(plan: Plan, model: Model, *, max_tokens: int) -> BaseRuns:
             kept = _trace(plan, model, group.ids[run], keep=run in needed, max_tokens=max_tokens)
             logits[run][list(group.pairs)] = kept.pop(-1).float().cpu()
             group.sources.update({(run, layer): value for layer, value in kept.items()})
-    answers = Answers(
-        pad_ids([one.answer_ids for one in plan.tokenized]),
-        pad_ids([one.wrong_ids for one in plan.tokenized]),
-        logits["clean"].log_softmax(-1),
-    )
-    return BaseRuns(groups, logits, answers)
+    return BaseRuns(groups, logits, answers_of(plan.tokenized, logits["clean"]))
+
+
+def answers_of(tokenized: Sequence[TokenizedPair], clean: Float[Tensor, "pair d_vocab"]) -> Answers:
+    """Returns what metrics compare the runs of some pairs with."""
+    answer, wrong = ([getattr(one, f"{name}_ids") for one in tokenized] for name in ("answer", "wrong"))
+    return Answers(pad_ids(answer), pad_ids(wrong), clean.log_softmax(-1))
 
 
 def group_pairs(tokenized: Sequence[TokenizedPair]) -> tuple[Group, ...]:

@@ -1,6 +1,7 @@
 """What a result remembers of the model, the prompts and the versions that made it: plain values, fit for JSON."""
 
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -46,6 +47,7 @@ def describe_tokens(one: TokenizedPair) -> dict[str, Any]:
     }
 
 
+@cache
 def describe_versions() -> dict[str, str]:
     """Returns the versions a result was made with."""
     packages = ("nbpatch", "torch", "transformers", "transformer-lens")

@@ -1,17 +1,18 @@
 """The contents page of a run: base runs, waves, measuring, progress, stopping, the result."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from nbpatch.engine.base import trace_runs
 from nbpatch.engine.describe import describe_model, describe_tokens, describe_versions
+from nbpatch.engine.fit import fit_of
+from nbpatch.engine.frontier import Frontier, why_not
 from nbpatch.engine.lint import lint
-from nbpatch.engine.replay import replay
+from nbpatch.engine.replay import Replay
 from nbpatch.engine.table import Progress, Table
 from nbpatch.model import Model
 from nbpatch.plan import EXACT, MEASURED, Plan
@@ -57,26 +58,55 @@ def run(
         SiteError: the component does not work in this model.
         PatchNotApplied: a patch did not fire as planned.
     """
+    return run_together([plan], model, on_progress=on_progress, stop=stop)[0]
+
+
+def run_together(
+    plans: Sequence[Plan],
+    model: Model,
+    *,
+    on_progress: Callable[[Progress], None] = ignore,
+    stop: Callable[[], bool] = never,
+) -> list[Result]:
+    """Runs several plans on the same pairs at once: they share base runs and, in the fast engine, every batch.
+
+    Args and errors are those of `run`; progress is that of the first plan still going on.
+    """
     started = time.perf_counter()
-    model.check_component(plan.component)
-    max_tokens = tokens_per_forward(plan, model)
-    runs = trace_runs(plan, model, max_tokens=max_tokens)
-    table = Table(plan, runs)
+    engine = _engine(plans, model)
+    tables = [Table(plan, engine.trace()) for plan in plans[:1]]
+    tables += [Table(plan, tables[0].runs) for plan in plans[1:]]
     stopped = False
     try:
-        on_progress(table.progress())
-        for wave in plan.waves(max_tokens):
+        on_progress(tables[0].progress())
+        for wave in engine.waves():
             if stopped := stop():
                 break
-            table.fill(wave, list(replay(wave, plan, runs, model)))
-            on_progress(table.progress())
+            for number, filled in wave():
+                tables[number].fill(filled)
+                on_progress(tables[number].progress())
     except KeyboardInterrupt:
         stopped = True
-    return _finish(table, model, stopped=stopped, seconds=time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return [_finish(table, model, engine, stopped=stopped, seconds=seconds) for table in tables]
+
+
+def _engine(plans: Sequence[Plan], model: Model) -> Frontier | Replay:
+    """Returns the fastest engine that is exact for these plans on this model."""
+    fit = fit_of(model)
+    asked = "" if model.engine == "auto" else "asked for"
+    reason = (
+        asked or fit.reason or why_not(plans) or next((why for plan in plans if (why := fit.works[plan.component])), "")
+    )
+    if fit.parts is not None and not reason:
+        return Frontier(plans, model, fit.parts)
+    for plan in plans:
+        model.check_component(plan.component)
+    return Replay(plans, model, reason=reason, max_tokens=min(tokens_per_forward(plan, model) for plan in plans))
 
 
 def tokens_per_forward(plan: Plan, model: Model) -> int:
-    """Returns how many prompt tokens one forward may hold within the model's memory budget."""
+    """Returns how many prompt tokens one whole forward may hold within the model's memory budget."""
     shape = plan.shape
     longest = max(max(len(one.clean_ids), len(one.corrupted_ids)) for one in plan.tokenized)
     bytes_per_token = 4 * (shape.n_heads * longest * 3 + 12 * shape.d_model + 4 * shape.d_mlp)
@@ -85,9 +115,10 @@ def tokens_per_forward(plan: Plan, model: Model) -> int:
     return max(longest, min(MAX_TOKENS, fits))
 
 
-def _finish(table: Table, model: Model, *, stopped: bool, seconds: float) -> Result:
+def _finish(table: Table, model: Model, engine: Frontier | Replay, *, stopped: bool, seconds: float) -> Result:
     plan = table.plan
-    provenance = _provenance(table, model, seconds)
+    spent = {"name": engine.name, **engine.spent(), "seconds": round(seconds, 4)}
+    provenance = _provenance(table, model, spent)
     data = _dataset(table)
     baselines = xr.Dataset(
         {
@@ -121,7 +152,7 @@ def _dataset(table: Table) -> xr.Dataset:
     )
 
 
-def _provenance(table: Table, model: Model, seconds: float) -> dict[str, Any]:
+def _provenance(table: Table, model: Model, spent: Mapping[str, Any]) -> dict[str, Any]:
     plan = table.plan
     return {
         "method": "patch",
@@ -134,13 +165,11 @@ def _provenance(table: Table, model: Model, seconds: float) -> dict[str, Any]:
         "model": describe_model(model),
         "pairs": _describe_pairs(table, model),
         "engine": {
-            "name": "replay",
+            **spent,
             "cells": plan.n_cells,
             "runs": plan.n_runs,
             "run": int((table.state == MEASURED).sum()),
             "exact": int((table.state == EXACT).sum()),
-            "forwards": table.forwards,
-            "seconds": round(seconds, 3),
         },
         "versions": describe_versions(),
         "seed": None,

@@ -4,7 +4,7 @@ Each row is one (cell, pair). A layer's hook writes the source run's values into
 `hook_resid_mid` is the tensor that the residual connection holds on to, and a new tensor would miss that.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,59 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nbpatch.engine.base import BaseRuns, Group
+from nbpatch.engine.base import BASE, SOURCE, BaseRuns, Group, trace_runs
+from nbpatch.engine.table import Filled
 from nbpatch.errors import PatchNotApplied
 from nbpatch.model import Hook, Model
 from nbpatch.plan import Cell, Plan
 from nbpatch.sites import COMPONENTS
 
-SOURCE = {"denoising": "clean", "noising": "corrupted"}
-BASE = {"denoising": "corrupted", "noising": "clean"}
+
+class Replay:
+    """The engine for every model a TransformerBridge can hook.
+
+    Args:
+        reason: why the faster engine did not take the plans.
+        max_tokens: prompt tokens of one forward.
+    """
+
+    name = "replay"
+
+    def __init__(self, plans: Sequence[Plan], model: Model, *, reason: str, max_tokens: int) -> None:
+        self.plans = plans
+        self.model = model
+        self.reason = reason
+        self.max_tokens = max_tokens
+        self.forwards = 0
+        self.runs: list[BaseRuns] = []
+
+    def trace(self) -> BaseRuns:
+        """Runs every prompt once."""
+        self.runs = [trace_runs(plan, self.model, max_tokens=self.max_tokens) for plan in self.plans]
+        return self.runs[0]
+
+    def waves(self) -> Iterator[Callable[[], Iterator[tuple[int, Filled]]]]:
+        """Yields what makes the runs of one wave: pairs of a plan's number and its runs."""
+        for number, plan in enumerate(self.plans):
+            for wave in plan.waves(self.max_tokens):
+                yield lambda number=number, wave=wave: self._run(number, wave)
+
+    def _run(self, number: int, wave: Sequence[Cell]) -> Iterator[tuple[int, Filled]]:
+        plan = self.plans[number]
+        done = list(replay(wave, plan, self.runs[number], self.model))
+        self.forwards += len(done)
+        cells = np.concatenate([flat(plan, wave, batch) for batch, _ in done])
+        yield number, Filled(cells, torch.cat([logits for _, logits in done]))
+
+    def spent(self) -> dict[str, Any]:
+        """Returns what the run took, for the provenance."""
+        return {"forwards": self.forwards, "reason": self.reason}
+
+
+def flat(plan: Plan, wave: Sequence[Cell], batch: "Batch") -> NDArray[np.int64]:
+    """Returns where each row of a batch belongs in the plan's table, flat over (direction, *over, pair)."""
+    index = np.array([(batch.direction, *wave[cell].index) for cell in batch.cells], np.int64).T
+    return np.ravel_multi_index((*index, batch.pairs), plan.states.shape)
 
 
 @dataclass(frozen=True)
@@ -122,7 +167,9 @@ def _indices(
             heads, places_of[0][1], places_of[1][1]
         )
     base, source = _positions(group, places, swept.get("pos"), sides)
-    if not COMPONENTS[plan.component].has_heads:
+    if "neuron" in swept:
+        heads = swept["neuron"][:, None]
+    elif not COMPONENTS[plan.component].has_heads:
         return (base,), (source,)
     return (base[:, :, None], heads[:, None, :]), (source[:, :, None], heads[:, None, :])
 

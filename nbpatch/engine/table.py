@@ -1,22 +1,32 @@
 """The table a run fills: one value per metric, direction, cell and pair, and the state of each."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nbpatch.engine.base import RUNS, BaseRuns
-from nbpatch.engine.replay import BASE, Batch
-from nbpatch.metrics import Metric, measure
-from nbpatch.plan import EXACT, FAILED, MEASURED, NOT_RUN, Cell, Plan
+from nbpatch.engine.base import BASE, RUNS, BaseRuns
+from nbpatch.metrics import Answers, Metric, measure
+from nbpatch.plan import EXACT, FAILED, MEASURED, NOT_RUN, Plan
 
-Batches: TypeAlias = Sequence[tuple[Batch, Tensor]]
-"""Rows of several forwards, each with its answer logits [row d_vocab]."""
+
+@dataclass(frozen=True)
+class Filled:
+    """Runs that were made.
+
+    Attributes:
+        cell: where each belongs in the plan's table, flat over (direction, *over, pair) [row].
+        logits: answer logits [row d_vocab], or of some tokens only [row column].
+        columns: which tokens those are, ascending; None for all.
+    """
+
+    cell: NDArray[np.int64]
+    logits: Tensor
+    columns: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ class Table:
         self.runs = runs
         self.state = plan.states.copy()
         self.started = time.perf_counter()
-        self.forwards = 0
+        self._within: Answers | None = None
         self.baselines = {
             metric.name: {run: measure(metric, runs.logits[run], runs.answers).numpy() for run in RUNS}
             for metric in plan.metrics
@@ -61,32 +71,37 @@ class Table:
             values[number] = np.where(self.state[number] == EXACT, base, np.nan)
         return values
 
-    def fill(self, wave: Sequence[Cell], batches: Batches) -> None:
-        """Measures the answer logits of one wave and enters them."""
-        for batch, logits in batches:
-            self.forwards += 1
-            cells = [wave[number] for number in batch.cells]
-            where = (batch.direction, *np.array([cell.index for cell in cells]).T, batch.pairs)
-            for metric in self.plan.metrics:
-                if not metric.whole:
-                    answers = self.runs.answers.rows(torch.from_numpy(batch.pairs))
-                    self.values[metric.name][where] = measure(metric, logits, answers).numpy()
-            self.state[where] = np.where(torch.isfinite(logits).all(-1).numpy(), MEASURED, FAILED)
+    def fill(self, filled: Filled) -> None:
+        """Measures the answer logits of some runs and enters them; a user's function sees all pairs of a cell."""
+        where = np.unravel_index(filled.cell, self.state.shape)
+        pairs = torch.from_numpy(where[-1])
+        answers = self.runs.answers if filled.columns is None else self._answers_within(filled.columns)
         for metric in self.plan.metrics:
             if metric.whole:
-                self._fill_whole(metric, wave, batches)
-            self.values[metric.name][self.state == FAILED] = np.nan
+                self._fill_whole(metric, filled)
+            else:
+                self.values[metric.name][where] = measure(metric, filled.logits, answers.rows(pairs)).numpy()
+        finite = torch.isfinite(filled.logits).all(-1).numpy()
+        self.state[where] = np.where(finite, MEASURED, FAILED)
+        for values in self.values.values():
+            values[where] = np.where(finite, values[where], np.nan)
 
-    def _fill_whole(self, metric: Metric, wave: Sequence[Cell], batches: Batches) -> None:
+    def _answers_within(self, columns: Tensor) -> Answers:
+        if self._within is None:
+            self._within = self.runs.answers.within(columns)
+        return self._within
+
+    def _fill_whole(self, metric: Metric, filled: Filled) -> None:
         """Gives a user's function the logits of all pairs at once, cell by cell; pairs not run are at base."""
-        for number, cell in enumerate(wave):
-            logits = self.runs.logits[BASE[self.plan.directions[cell.direction]]].clone()
-            for batch, rows in batches:
-                own = np.flatnonzero(batch.cells == number)
-                logits[torch.from_numpy(batch.pairs[own])] = rows[torch.from_numpy(own)]
-            values = measure(metric, logits, self.runs.answers).numpy()
-            pairs = list(cell.pairs)
-            self.values[metric.name][(cell.direction, *cell.index, pairs)] = values[pairs]
+        n_pairs = self.state.shape[-1]
+        cells, pairs = np.divmod(filled.cell, n_pairs)
+        values = self.values[metric.name].reshape(-1, n_pairs)
+        per_direction = values.shape[0] // len(self.plan.directions)
+        for cell in np.unique(cells):
+            own = np.flatnonzero(cells == cell)
+            logits = self.runs.logits[BASE[self.plan.directions[cell // per_direction]]].clone()
+            logits[torch.from_numpy(pairs[own])] = filled.logits[torch.from_numpy(own)].to(logits.dtype)
+            values[cell, pairs[own]] = measure(metric, logits, self.runs.answers).numpy()[pairs[own]]
 
     def progress(self) -> Progress:
         """Returns how far the run is."""

@@ -25,6 +25,7 @@ _MEASURED, _EXACT, _NOT_RUN, _NO_POSITION, _FAILED = range(len(STATES))
 _SHORT = {
     "resid_pre": "Residual", "resid_mid": "Residual mid", "resid_post": "Residual post", "attn_out": "Attention out",
     "mlp_out": "MLP out", "z": "Heads", "q": "Q", "k": "K", "v": "V", "pattern": "Patterns",
+    "mlp_post": "Neurons",
 }  # fmt: skip
 
 

@@ -1,0 +1,186 @@
+"""What patched rows put into the model where they enter: one vector per token, from the base and the source runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nbpatch.engine.attention import Keys, Queries, Values, attend_as_family, attend_with_weights
+from nbpatch.engine.rows import COMPONENT_NAMES, WHOLE, Ints, Rows
+from nbpatch.engine.trace import Layer, Trace
+from nbpatch.parts import Parts
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Single positions of rows: which row, which position."""
+
+    owner: Ints
+    position: Ints
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+    @staticmethod
+    def joined(parts: "Sequence[Tokens]") -> "Tokens":
+        """Returns tokens one after the other."""
+        return Tokens(np.concatenate([one.owner for one in parts]), np.concatenate([one.position for one in parts]))
+
+    def of(self, chosen: Any) -> "Tokens":
+        """Returns the tokens of an index."""
+        return Tokens(self.owner[chosen], self.position[chosen])
+
+
+def residual_values(trace: Trace, layer: int, tokens: Tokens, rows: Rows) -> Float[Tensor, "token d_model"]:
+    """Returns a block's input for rows patched there: the source run at the patched positions, the base run else."""
+    pos = rows.pos[tokens.owner]
+    patched = (pos == WHOLE) | (pos == tokens.position)
+    run = np.where(patched, rows.source[tokens.owner], rows.run[tokens.owner])
+    return vectors(trace.pre(layer), run, tokens.position)
+
+
+def written_values(trace: Trace, layer: int, tokens: Tokens, rows: Rows) -> Float[Tensor, "token d_model"]:
+    """Returns what attention writes for rows patched behind it: for resid_mid, what makes the stream the source's."""
+    seen = trace.layers[layer]
+    values = vectors(seen.attn_out, rows.source[tokens.owner], tokens.position)
+    mid = rows.component[tokens.owner] == COMPONENT_NAMES.index("resid_mid")
+    if mid.any():
+        some = tokens.of(mid)
+        source = vectors(seen.mid, rows.source[some.owner], some.position)
+        base = vectors(seen.pre, rows.run[some.owner], some.position)
+        values[_index(np.flatnonzero(mid), values)] = (source - base) / branch_scale(seen)
+    return values
+
+
+def branch_scale(seen: Layer) -> float:
+    """Returns by how much the block multiplies what attention writes: 1, except in Granite."""
+    wrote = present(seen.attn_out).double()
+    added = (present(seen.mid) - seen.pre).double()
+    return float((added * wrote).sum() / (wrote * wrote).sum())
+
+
+def neuron_values(trace: Trace, parts: Parts, layer: int, tokens: Tokens, rows: Rows) -> Float[Tensor, "token d_model"]:
+    """Returns what the MLP writes for rows with a neuron, or all of them, from the source run."""
+    seen = trace.layers[layer]
+    neurons = present(seen.neurons)
+    values = vectors(neurons, rows.run[tokens.owner], tokens.position)
+    source = vectors(neurons, rows.source[tokens.owner], tokens.position)
+    neuron = _index(rows.neuron[tokens.owner], values)
+    mine = (neuron[:, None] == torch.arange(values.shape[1], device=values.device)) | (neuron == WHOLE)[:, None]
+    down: Any = parts.blocks[layer].down
+    return down(torch.where(mine, source, values)[None])[0]
+
+
+def z_values(trace: Trace, layer: int, tokens: Tokens, rows: Rows) -> Float[Tensor, "token d_z"]:
+    """Returns z [token head·d_head] for rows whose patch acts through attention heads.
+
+    A patched query, key, value or pattern changes its own head's z only: it is computed for all heads at once, and
+    each row takes its head.
+    """
+    seen = trace.layers[layer]
+    values = vectors(seen.z, rows.run[tokens.owner], tokens.position)
+    heads = seen.q.shape[1]
+    for code in np.unique(rows.component[tokens.owner]):
+        chosen = np.flatnonzero(rows.component[tokens.owner] == code)
+        some = tokens.of(chosen)
+        name = COMPONENT_NAMES[code]
+        patched = _PATCHED[name](seen, some, rows)
+        mine = _own_heads(seen, some, rows, heads if name not in ("k", "v") else seen.k.shape[1])
+        at = _index(chosen, values)
+        kept = values[at].view(len(some), heads, -1)
+        values[at] = torch.where(mine[:, :, None], patched.view(len(some), heads, -1), kept).flatten(1)
+    return values
+
+
+def _own_heads(seen: Layer, tokens: Tokens, rows: Rows, of: int) -> Tensor:
+    """Returns which query heads a token's patch reaches [token head]; a key-value head reaches all that share it."""
+    heads = seen.q.shape[1]
+    head = _index(rows.head[tokens.owner], seen.q)[:, None]
+    return (torch.arange(heads, device=seen.q.device) // (heads // of) == head) | (head == WHOLE)
+
+
+def _from_z(seen: Layer, tokens: Tokens, rows: Rows) -> Tensor:
+    return vectors(seen.z, rows.source[tokens.owner], tokens.position)
+
+
+def _from_queries(seen: Layer, tokens: Tokens, rows: Rows) -> Tensor:
+    runs, which = np.unique(rows.run[tokens.owner], return_inverse=True)
+    run, source = _index(runs, seen.q), _index(runs ^ 1, seen.q)
+    z = _attend(seen, seen.q[source], seen.k[run], seen.v[run])
+    return z.flatten(2)[_index(which, z), _index(tokens.position, z)]
+
+
+def _from_shared(name: str) -> Any:
+    """Returns the z of patched keys or values: at one position, for all later ones, or at all positions."""
+
+    def patched(seen: Layer, tokens: Tokens, rows: Rows) -> Tensor:
+        asked = np.stack([rows.run[tokens.owner], rows.pos[tokens.owner]])
+        (runs, places), which = np.unique(asked, axis=1, return_inverse=True)
+        run, source = _index(runs, seen.q), _index(runs ^ 1, seen.q)
+        values = {"k": seen.k[run], "v": seen.v[run]}
+        other = getattr(seen, name)[source]
+        place = _index(places, seen.q)[:, None]
+        mine = (torch.arange(other.shape[2], device=other.device) == place) | (place == WHOLE)
+        values[name] = torch.where(mine[:, None, :, None], other, values[name])
+        z = _attend(seen, seen.q[run], values["k"], values["v"])
+        return z.flatten(2)[_index(which.ravel(), z), _index(tokens.position, z)]
+
+    return patched
+
+
+def _from_patterns(seen: Layer, tokens: Tokens, rows: Rows) -> Tensor:
+    """Returns z with the source run's weights: for all sources of a destination, or for one of them."""
+    runs, which = np.unique(rows.run[tokens.owner], return_inverse=True)
+    run, source = _index(runs, seen.q), _index(runs ^ 1, seen.q)
+    _, theirs = attend_with_weights(
+        seen.module, seen.q[source], seen.k[source], seen.v[source], _mask(seen), seen.options
+    )
+    values = seen.v[run].repeat_interleave(seen.q.shape[1] // seen.v.shape[1], dim=1)
+    at, dest = _index(which, values), _index(tokens.position, values)
+    src = rows.src[tokens.owner]
+    if (src == WHOLE).all():
+        z = (theirs.to(values.dtype) @ values).transpose(1, 2).flatten(2)
+        return z[at, dest]
+    _, own = attend_with_weights(seen.module, seen.q[run], seen.k[run], seen.v[run], _mask(seen), seen.options)
+    place = _index(src, values)
+    change = (theirs - own)[at, :, dest, place]
+    z = vectors(seen.z, rows.run[tokens.owner], tokens.position).view(len(tokens), change.shape[1], -1)
+    return (z + change[..., None].to(z.dtype) * values[at, :, place]).flatten(1)
+
+
+_PATCHED: dict[str, Any] = {
+    "z": _from_z,
+    "q": _from_queries,
+    "k": _from_shared("k"),
+    "v": _from_shared("v"),
+    "pattern": _from_patterns,
+}
+
+
+def _attend(seen: Layer, q: Queries, k: Keys, v: Values) -> Tensor:
+    return attend_as_family(seen.module, q, k, v, _mask(seen), seen.options)
+
+
+def _mask(seen: Layer) -> Tensor:
+    return seen.mask
+
+
+def present(value: Tensor | None) -> Tensor:
+    """Returns a tensor that the plan has checked to be there."""
+    if value is None:
+        raise LookupError("a part that this model does not have")
+    return value
+
+
+def vectors(values: Float[Tensor, "run pos d"] | None, run: Ints, position: Ints) -> Float[Tensor, "token d"]:
+    """Returns the vectors of some runs at some positions."""
+    there = present(values)
+    return there[_index(run, there), _index(position, there)]
+
+
+def _index(values: Any, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(like.device)

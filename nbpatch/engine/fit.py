@@ -1,0 +1,108 @@
+"""Which engine takes a model: found by trying the fast one against plain full forwards, once per model."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from nbpatch.engine.selftest import disagreements
+from nbpatch.errors import ModelError
+from nbpatch.model import Capability, Model, Probe, probe_bridge
+from nbpatch.parts import Parts, Unfit, find_parts
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a model can be run.
+
+    Attributes:
+        parts: its parts, or None where only replay is possible.
+        reason: why replay, or "".
+        works: components the fast engine was seen to patch exactly; the reason, for those it does not take.
+        stamp: the state of the weights when that was seen.
+        again: whether the weights were changed since an earlier check.
+    """
+
+    parts: Parts | None
+    reason: str
+    works: dict[str, str]
+    stamp: int
+    again: bool = False
+
+
+def fit_of(model: Model) -> Fit:
+    """Returns how a model can be run; found on first use, and anew when weights or hooks have changed.
+
+    Raises:
+        ModelError: the model is in training mode, or spread over several devices.
+    """
+    hf = model.plain
+    _refuse(model, hf)
+    stamp = _stamp(model)
+    known: Fit | None = model.notes.get("fit")
+    if known is None or known.stamp != stamp:
+        if known is not None:
+            model.notes.clear()
+        known = _found(model, hf, stamp, again=known is not None)
+        model.notes["fit"] = known
+    return known
+
+
+def _refuse(model: Model, hf: Any) -> None:
+    if hf is not None and hf.training and any(isinstance(one, nn.Dropout) and one.p > 0 for one in hf.modules()):
+        raise ModelError(f"{model.name} is in training mode.", where="model", fix="hf_model.eval()")
+    devices = {str(one.device) for one in model.weights()}
+    if len(devices) > 1:
+        raise ModelError(
+            "the model is spread over several devices.",
+            where="model",
+            seen=", ".join(sorted(devices)),
+            fix="load it on one: nbp.load(name, device=…)",
+        )
+
+
+def _stamp(model: Model) -> int:
+    """Returns a number that changes when any weight is written to or any hook is added."""
+    return hash((*model.hooked(), *((one._version, one.data_ptr()) for one in model.weights())))
+
+
+def _found(model: Model, hf: Any, stamp: int, *, again: bool) -> Fit:
+    try:
+        if hf is None:
+            raise Unfit("a Bridge in compatibility mode has weights of its own")
+        hooked = model.hooked()
+        if hooked:
+            raise Unfit(f"the model has hooks of its own, on {hooked[0] or 'the model itself'}")
+        parts = find_parts(hf)
+        with model.lock:
+            works = disagreements(parts, model)
+    except Unfit as unfit:
+        return Fit(None, str(unfit), {}, stamp, again)
+    return Fit(parts, "", works, stamp, again)
+
+
+def probe(model: Model) -> Probe:
+    """Returns how a model is run and what can be patched in it."""
+    fit = fit_of(model)
+    if fit.parts is None:
+        return Probe(f"replay: {fit.reason}", probe_bridge(model))
+    if model.engine != "auto":
+        return Probe("replay: asked for", probe_bridge(model))
+    found = {name: _capability(fit.parts, name, reason) for name, reason in fit.works.items()}
+    others = [name for name, reason in fit.works.items() if reason]
+    if others:
+        slow = probe_bridge(model)
+        found.update({name: slow[name] for name in others if name in slow})
+    return Probe("frontier", found)
+
+
+def _capability(parts: Parts, name: str, reason: str) -> Capability:
+    norm = getattr(parts.blocks[0].attention, f"{name}_norm", None) if name in ("q", "k") else None
+    weight = getattr(norm, "weight", None)
+    if not reason and weight is not None and weight.ndim == 1 and weight.numel() > _d_head(parts):
+        return Capability("works", f"after {name}_norm, which runs across heads; TransformerLens's hook is before it")
+    return Capability("absent", reason) if reason else Capability("works")
+
+
+def _d_head(parts: Parts) -> int:
+    return int(getattr(parts.blocks[0].attention, "head_dim", 2**31))

@@ -1,0 +1,132 @@
+"""The fast engine for some plans on one model: base runs, waves of rows, logits where the metrics read them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nbpatch.engine.base import BaseRuns, answers_of
+from nbpatch.engine.rows import Rows, fits, rows_of, waves
+from nbpatch.engine.table import Filled
+from nbpatch.engine.tail import unembedded
+from nbpatch.engine.trace import Trace, trace, wanted
+from nbpatch.engine.walk import Walk
+from nbpatch.errors import PlanError
+from nbpatch.model import Model
+from nbpatch.parts import Parts
+from nbpatch.plan import Plan
+
+MOST_TOKENS = 3072
+"""Tokens of one wave: matrix products are no faster with more on a CPU, and progress and stopping become coarse."""
+
+MOST_TOKENS_GPU = 65536
+
+_LOGITS = 2**26
+"""Bytes of logits at once where a metric reads the whole vocabulary."""
+
+
+class Frontier:
+    """The engine that walks the layers once and computes only what a patch can change.
+
+    Raises:
+        PlanError: the memory budget does not hold a single row.
+    """
+
+    name = "frontier"
+
+    def __init__(self, plans: Sequence[Plan], model: Model, parts: Parts) -> None:
+        self.plans = plans
+        self.model = model
+        self.parts = parts
+        self.runs: BaseRuns | None = None
+        self.traced: Trace | None = None
+        self.columns: Tensor | None = None
+        self.n_waves = 0
+        self.flops = 0.0
+        self.max_tokens = self._max_tokens()
+
+    def trace(self) -> BaseRuns:
+        """Runs every prompt once."""
+        tokenized = self.plans[0].tokenized
+        prompts = [ids for one in tokenized for ids in (one.clean_ids, one.corrupted_ids)]
+        with self.model.lock:
+            self.traced = trace(
+                self.parts,
+                prompts,
+                device=self.model.device,
+                max_tokens=self.max_tokens,
+                keep=wanted(plan.component for plan in self.plans),
+            )
+        self.flops += self.parts.flops_per_token * sum(map(len, prompts))
+        logits = self.traced.logits.float().cpu()
+        both = {"clean": logits[0::2], "corrupted": logits[1::2]}
+        self.runs = BaseRuns((), both, answers_of(tokenized, both["clean"]))
+        if all(metric.local for plan in self.plans for metric in plan.metrics):
+            self.columns = self.runs.answers.columns
+        return self.runs
+
+    def waves(self) -> Iterator[Callable[[], Iterator[tuple[int, Filled]]]]:
+        """Yields what makes the runs of one wave: pairs of a plan's number and its runs."""
+        whole = any(metric.whole for plan in self.plans for metric in plan.metrics)
+        together = len(self.plans[0].tokenized) if whole else 0
+        for wave in waves(rows_of(self.plans), max_tokens=self.max_tokens, together=together):
+            yield lambda wave=wave: self._run(wave, in_parts=not whole)
+
+    def spent(self) -> dict[str, Any]:
+        """Returns what the run took, for the provenance."""
+        return {"waves": self.n_waves, "flops": self.flops}
+
+    def _run(self, wave: Rows, *, in_parts: bool) -> Iterator[tuple[int, Filled]]:
+        if self.traced is None:
+            raise LookupError("the base runs come first")
+        with self.model.lock:
+            walk = Walk(wave, self.parts, self.traced, bucket=self._bucket())
+            hidden = walk.go()
+            self.n_waves += 1
+            self.flops += walk.flops
+            width = self.model.shape.d_vocab if self.columns is None else len(self.columns)
+            step = max(1, _LOGITS // (4 * width)) if in_parts else len(wave)
+            for start in range(0, len(wave), step):
+                logits = unembedded(self.parts, self.traced, hidden[start : start + step], self.columns).float().cpu()
+                self.flops += 2.0 * logits.numel() * hidden.shape[1]
+                yield from self._by_plan(wave.take(slice(start, start + step)), logits)
+
+    def _by_plan(self, rows: Rows, logits: Tensor) -> Iterator[tuple[int, Filled]]:
+        for number in np.unique(rows.plan):
+            own = np.flatnonzero(rows.plan == number)
+            mine = logits if len(own) == len(rows) else logits[torch.from_numpy(own)]
+            yield int(number), Filled(rows.cell[own], mine, self.columns)
+
+    def _bucket(self) -> int:
+        """Returns how coarsely suffixes start: on a GPU and in tiny models, few large groups beat exact ones."""
+        if self.model.device.type != "cpu":
+            return 8
+        return 4 if self.model.shape.d_model <= 256 else 1
+
+    def _max_tokens(self) -> int:
+        most = MOST_TOKENS if self.model.device.type == "cpu" else MOST_TOKENS_GPU
+        budget = self.model.memory_budget()
+        longest = max(len(one.clean_ids) for one in self.plans[0].tokenized)
+        each = bytes_per_token(self.model, longest)
+        if budget < each * longest:
+            raise PlanError(
+                "the memory budget does not hold one run.",
+                where="model.budget",
+                seen=f"{budget / 2**20:.1f} MiB, one run of {longest} tokens needs {each * longest / 2**20:.1f} MiB",
+                fix=f"model.budget = {2 ** int(np.ceil(np.log2(each * longest)))}",
+            )
+        return max(longest, min(most, budget // each))
+
+
+def bytes_per_token(model: Model, longest: int) -> int:
+    """Returns the bytes a token needs on its way through a block: its hidden states, the MLP's, its scores."""
+    shape = model.shape
+    width = torch.finfo(model.dtype).bits // 8
+    return width * (16 * shape.d_model + 4 * shape.d_mlp + 3 * shape.n_heads * longest)
+
+
+def why_not(plans: Sequence[Plan]) -> str:
+    """Returns why the frontier cannot take some plans, or ""."""
+    return next((reason for plan in plans if (reason := fits(plan))), "")

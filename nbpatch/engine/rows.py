@@ -1,0 +1,156 @@
+"""The patched runs of one or several plans as rows: where each enters the model, at which positions, with which values.
+
+Everything is numpy columns, one entry per row: a small model has hundreds of rows and milliseconds to run them in.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbpatch.plan import NOT_RUN, Plan
+from nbpatch.sites import COMPONENTS
+
+Ints = NDArray[np.int64]
+
+PRE, HEADS, ATTN, NEURONS, MLP = range(5)
+"""How a row enters: at a block's input; through the heads, what attention writes, the neurons, what the MLP writes."""
+
+KINDS = {
+    "resid_pre": PRE,
+    "resid_post": PRE,
+    "resid_mid": ATTN,
+    "attn_out": ATTN,
+    "mlp_out": MLP,
+    "mlp_post": NEURONS,
+    "z": HEADS,
+    "q": HEADS,
+    "k": HEADS,
+    "v": HEADS,
+    "pattern": HEADS,
+}
+COMPONENT_NAMES = tuple(KINDS)
+WHOLE = -1
+"""Stands for "all of that axis"."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Columns, all of one length.
+
+    Attributes:
+        plan: which plan the row belongs to; cell: where in its table, flat over (direction, *over, pair).
+        component: index into `COMPONENT_NAMES`; kind: how it enters.
+        layer: the block in which it enters.
+        run: the base run it changes; source: the run its values come from.
+        pos: the patched position, or WHOLE; first: the first position that can change; last: the answer position.
+        alone: whether in the entry layer only `pos` can change.
+        head: the patched head (of the component: a key-value head for k and v), or WHOLE.
+        neuron: the patched neuron, or WHOLE; src: the patched source position of a pattern, or WHOLE.
+    """
+
+    plan: Ints
+    cell: Ints
+    component: Ints
+    kind: Ints
+    layer: Ints
+    run: Ints
+    source: Ints
+    pos: Ints
+    first: Ints
+    last: Ints
+    alone: NDArray[np.bool_]
+    head: Ints
+    neuron: Ints
+    src: Ints
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def take(self, index: NDArray[np.generic] | slice) -> "Rows":
+        """Returns the rows of an index."""
+        return Rows(**{one.name: getattr(self, one.name)[index] for one in fields(self)})
+
+    @property
+    def enter(self) -> Ints:
+        """The first block whose input differs from the base run at more than one position."""
+        return np.where(self.kind == PRE, self.layer, self.layer + 1)
+
+    @property
+    def tokens(self) -> Ints:
+        """How many tokens each row has once it is dense."""
+        return self.last - self.first + 1
+
+
+def rows_of(plans: Sequence[Plan]) -> Rows:
+    """Returns all runs that several plans on the same pairs have to make."""
+    parts = [_rows(number, plan) for number, plan in enumerate(plans)]
+    return Rows(**{one.name: np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(Rows)})
+
+
+def _rows(number: int, plan: Plan) -> Rows:
+    cell = np.flatnonzero(plan.states == NOT_RUN)
+    index = np.unravel_index(cell, plan.states.shape)
+    axes = dict(zip(("direction", *plan.over, "pair"), index, strict=True))
+    whole = np.full(len(cell), WHOLE)
+    pair = axes["pair"]
+    denoising = np.array([direction == "denoising" for direction in plan.directions])[axes["direction"]]
+    run = 2 * pair + denoising
+    pos = axes.get("dest" if plan.component == "pattern" else "pos", whole)
+    differs = np.array([one.first_difference or 0 for one in plan.tokenized])[pair]
+    later = plan.component in ("k", "v")
+    return Rows(
+        plan=np.full(len(cell), number),
+        cell=cell,
+        component=np.full(len(cell), COMPONENT_NAMES.index(plan.component)),
+        kind=np.full(len(cell), KINDS[plan.component]),
+        layer=axes["layer"] + (plan.component == "resid_post"),
+        run=run,
+        source=run ^ 1,
+        pos=pos,
+        first=np.where(pos == WHOLE, differs, pos),
+        last=np.array([one.clean_end for one in plan.tokenized])[pair],
+        alone=(pos != WHOLE) & (not later),
+        head=axes.get("head", whole),
+        neuron=axes.get("neuron", whole),
+        src=axes.get("src", whole),
+    )
+
+
+def waves(rows: Rows, *, max_tokens: int, together: int = 0) -> Iterator[Rows]:
+    """Yields the rows in groups of about equal size, at most `max_tokens` tokens or one row each.
+
+    Rows are taken by the layer they enter in, deepest first, so that the blocks of a wave are full from its start and
+    the first numbers come soon.
+
+    Args:
+        together: the number of pairs, where all pairs of a cell must be in one wave, for a metric that must see them
+            all; 0 where not.
+    """
+    if not len(rows):
+        return
+    cells = rows.cell // together if together else rows.cell
+    order = np.lexsort((rows.last, rows.first, cells, rows.plan, -rows.enter))
+    rows, cells = rows.take(order), cells[order]
+    cost = rows.tokens.cumsum()
+    target = cost[-1] / np.ceil(cost[-1] / max_tokens)
+    wave = ((cost - 1) // target).astype(np.int64)
+    if together:
+        _, inverse = np.unique(np.stack([rows.plan, cells]), axis=1, return_inverse=True)
+        first = np.full(inverse.max() + 1, np.iinfo(np.int64).max)
+        np.minimum.at(first, inverse, wave)
+        wave = first[inverse]
+    for number in np.unique(wave):
+        yield rows.take(wave == number)
+
+
+def fits(plan: Plan) -> str:
+    """Returns why a plan cannot go through the frontier, or ""."""
+    if "layer" not in plan.over:
+        return "all layers patched at once"
+    if any(one.aligned != tuple((i, i) for i in range(len(one.corrupted_ids))) for one in plan.tokenized):
+        return "prompts of unequal length in a pair"
+    if plan.component not in KINDS or plan.component not in COMPONENTS:
+        return f"{plan.component} is not built"
+    return ""

@@ -1,0 +1,202 @@
+"""Holds the fast engine to plain full forwards of the model, a few random cells of each component."""
+
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from nbpatch.engine.attention import (
+    Attend,
+    Keys,
+    Queries,
+    Values,
+    attend_as_family,
+    attend_with_weights,
+    attending,
+    inner_attention,
+)
+from nbpatch.engine.entries import branch_scale
+from nbpatch.engine.rows import COMPONENT_NAMES, KINDS, WHOLE, Rows
+from nbpatch.engine.tail import unembedded
+from nbpatch.engine.trace import Trace, trace
+from nbpatch.engine.walk import Walk
+from nbpatch.model import Model
+from nbpatch.parts import Block, Parts, Unfit
+from nbpatch.sites import SWEEPABLE
+
+_LENGTH, _DIFFERS = 7, 2
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest difference that counts as equal, as a share of the largest logit."""
+
+
+def disagreements(parts: Parts, model: Model) -> dict[str, str]:
+    """Returns for each component "" or why the fast engine does not take it.
+
+    Raises:
+        Unfit: already the residual stream, or the base run, is not what a full forward gives.
+    """
+    ids = _prompts(model)
+    traced = trace(parts, ids, device=model.device, max_tokens=2**30)
+    plain: Any = parts.model
+    with torch.no_grad():
+        logits = plain(torch.tensor(ids, device=model.device), use_cache=False).logits[:, -1]
+    scale = float(logits.abs().max())
+    allowed = TOLERANCE.get(model.dtype, 1e-4) * max(1.0, scale)
+    off = float((logits - traced.logits).abs().max())
+    if off > allowed:
+        raise Unfit(f"its base run differs from a plain forward by {off:.1e}")
+    found = {name: _compared(name, parts, model, traced, ids, allowed) for name in SWEEPABLE}
+    if found["resid_pre"]:
+        raise Unfit(f"patches of the residual stream: {found['resid_pre']}")
+    return found
+
+
+def _prompts(model: Model) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.randint(0, model.shape.d_vocab, (_LENGTH,), generator=generator).tolist()
+    other = [*clean]
+    other[_DIFFERS] = (other[_DIFFERS] + model.shape.d_vocab // 2) % model.shape.d_vocab
+    return [clean, other]
+
+
+def _compared(name: str, parts: Parts, model: Model, traced: Trace, ids: list[list[int]], allowed: float) -> str:
+    middle = model.shape.n_layers // 2
+    batch = torch.tensor(ids, device=model.device)
+    if _absent(name, parts):
+        return "this model has no such place"
+    worst = 0.0
+    for layer, pos in {(0, _DIFFERS), (middle, _LENGTH - 2), (model.shape.n_layers - 1, _LENGTH - 1)}:
+        heads = traced.layers[layer].q.shape[1]
+        head = (layer + 1) % (traced.layers[layer].k.shape[1] if name in ("k", "v") else heads)
+        scale = branch_scale(traced.layers[layer]) if name == "resid_mid" else 1.0
+        rows = _row(name, layer, head, pos)
+        fast = unembedded(parts, traced, Walk(rows, parts, traced, bucket=1).go(), None)[0]
+        slow = literal(Spot(name, parts.blocks[layer], head, pos, heads, scale), parts, batch)
+        worst = max(worst, float((fast - slow).abs().max()))
+    return "" if worst <= allowed else f"differs from a full forward by {worst:.1e}"
+
+
+def _absent(name: str, parts: Parts) -> bool:
+    attribute = {"resid_mid": "mid", "mlp_post": "down"}.get(name)
+    return attribute is not None and any(getattr(block, attribute) is None for block in parts.blocks)
+
+
+def _row(name: str, layer: int, head: int, pos: int) -> Rows:
+    """Returns one row, corrupted run patched from the clean one, at one position and head."""
+
+    def column(value: int) -> Any:
+        return np.array([value])
+
+    return Rows(
+        plan=column(0),
+        cell=column(0),
+        component=column(COMPONENT_NAMES.index(name)),
+        kind=column(KINDS[name]),
+        layer=column(layer + (name == "resid_post")),
+        run=column(1),
+        source=column(0),
+        pos=column(pos),
+        first=column(pos),
+        last=column(_LENGTH - 1),
+        alone=np.array([name not in ("k", "v")]),
+        head=column(head),
+        neuron=column(WHOLE),
+        src=column(WHOLE),
+    )
+
+
+@dataclass(frozen=True)
+class Spot:
+    """One place in a model: the value there moves from row 0 to row 1 of a batch.
+
+    Attributes:
+        heads: into how many heads z is split.
+        scale: by how much the block multiplies what attention writes.
+    """
+
+    name: str
+    block: Block
+    head: int
+    pos: int
+    heads: int
+    scale: float
+
+
+@torch.no_grad()
+def literal(spot: Spot, parts: Parts, ids: Int[Tensor, "row pos"]) -> Float[Tensor, "d_vocab"]:
+    """Returns the answer logits of row 1 of a full forward with the value at one place taken from row 0."""
+    model: Any = parts.model
+    with _patched(spot), attending(parts, _patching(spot)):
+        return model(ids, use_cache=False).logits[1, -1]
+
+
+@contextmanager
+def _patched(spot: Spot) -> Generator[None]:
+    """Hooks a block so that the value at the spot moves from row 0 to row 1."""
+    block, pos = spot.block, spot.pos
+    entered: list[Tensor] = []
+
+    def moved(value: Tensor) -> Tensor:
+        value = value.clone()
+        rows = value.view(2, -1, value.shape[-1])
+        if spot.name == "z":
+            width = rows.shape[-1] // spot.heads
+            part = slice(spot.head * width, (spot.head + 1) * width)
+            rows[1, pos, part] = rows[0, pos, part]
+        else:
+            rows[1, pos] = rows[0, pos]
+        if spot.name == "resid_mid":
+            rows[1, pos] += (entered[0][0, pos] - entered[0][1, pos]) / spot.scale
+        return value
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        entered.append(args[0] if args else kwargs["hidden_states"])
+
+    def output(module: nn.Module, args: Any, result: Any) -> Any:
+        return (moved(result[0]), *result[1:]) if isinstance(result, tuple) else moved(result)
+
+    def taken(module: nn.Module, args: tuple[Any, ...]) -> Any:
+        return (moved(args[0]), *args[1:])
+
+    places: dict[str, tuple[nn.Module | None, bool]] = {
+        "resid_pre": (block.module, False),
+        "resid_mid": (block.attn_out, True),
+        "resid_post": (block.module, True),
+        "attn_out": (block.attn_out, True),
+        "mlp_out": (block.mlp_out, True),
+        "mlp_post": (block.down, False),
+        "z": (block.project, False),
+    }
+    module, behind = places.get(spot.name, (None, False))
+    with ExitStack() as stack:
+        stack.callback(block.module.register_forward_pre_hook(enter, with_kwargs=True).remove)
+        if module is not None:
+            hook = module.register_forward_hook(output) if behind else module.register_forward_pre_hook(taken)
+            stack.callback(hook.remove)
+        yield
+
+
+def _patching(spot: Spot) -> Attend:
+    """Returns an attention that moves a query, key, value or row of the pattern from row 0 to row 1."""
+
+    def attend(module: nn.Module, q: Queries, k: Keys, v: Values, mask: Any, options: Mapping[str, Any]) -> Tensor:
+        mine = module in (spot.block.attention, inner_attention(spot.block.attention))
+        if not mine or spot.name not in ("q", "k", "v", "pattern"):
+            return attend_as_family(module, q, k, v, mask, options)
+        if spot.name == "pattern":
+            _, weights = attend_with_weights(module, q, k, v, mask, options)
+            weights = weights.clone()
+            weights[1, spot.head, spot.pos] = weights[0, spot.head, spot.pos]
+            repeated = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+            return (weights.to(v.dtype) @ repeated).transpose(1, 2)
+        values = {"q": q, "k": k, "v": v}
+        values[spot.name] = values[spot.name].clone()
+        values[spot.name][1, spot.head, spot.pos] = values[spot.name][0, spot.head, spot.pos]
+        return attend_as_family(module, values["q"], values["k"], values["v"], mask, options)
+
+    return attend

@@ -1,0 +1,43 @@
+"""From last hidden states to logits: the model itself, its blocks passing on what they are given.
+
+So the final norm, soft caps and logit scales are the model's own. Only the columns a metric reads are unembedded.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from nbpatch.engine.attention import all_replaced
+from nbpatch.engine.shims import given_only, passing
+from nbpatch.engine.trace import Trace
+from nbpatch.parts import Parts
+
+
+@torch.no_grad()
+def unembedded(
+    parts: Parts, trace: Trace, hidden: Float[Tensor, "row d_model"], columns: Int[Tensor, "column"] | None
+) -> Float[Tensor, "row column"]:
+    """Returns the logits of last hidden states, of all tokens or of `columns` only."""
+    model: Any = parts.model
+    returns = [trace.returns[id(block.module)] for block in parts.blocks]
+    forwards = [given_only(returns[0], hidden[:, None]), *map(passing, returns[1:])]
+    methods = [(block.module, forward) for block, forward in zip(parts.blocks, forwards, strict=True)]
+    narrowed = False
+    if isinstance(parts.unembed, nn.Linear) and columns is not None:
+        methods.append((parts.unembed, _narrow(parts.unembed, columns)))
+        narrowed = True
+    width = model.get_input_embeddings().weight.shape[1]
+    empty = hidden.new_zeros(len(hidden), 1, width)
+    with all_replaced(methods):
+        logits = model(inputs_embeds=empty, use_cache=False).logits[:, -1]
+    return logits if narrowed or columns is None else logits[:, columns.to(logits.device)]
+
+
+def _narrow(unembed: Any, columns: Tensor) -> Any:
+    index = columns.to(unembed.weight.device)
+    weight = unembed.weight[index]
+    bias = None if unembed.bias is None else unembed.bias[index]
+    return lambda hidden: linear(hidden, weight, bias)
