@@ -75,7 +75,7 @@ browser: $(STAMPS)/dev ## the widget in a real JupyterLab in a real Chromium
 	$(BIN)/python -m pytest -q -m browser tests/browser --durations 5 --junitxml build/browser.xml
 
 bench: $(STAMPS)/dev ## nbpatch beside transformer_lens.patching, in turns
-	$(BIN)/python tests/benchmarks/replay.py
+	$(BIN)/python tests/benchmarks/sweeps.py
 
 clean: ## remove the environment and everything built outside the package
 	rm -rf $(VENV) js/node_modules build

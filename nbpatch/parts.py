@@ -135,9 +135,14 @@ def _block(module: nn.Module, mapping: Any) -> Block:
     aliases = mapping.hook_aliases
 
     def named(key: str) -> nn.Module | None:
-        """Returns the module a hook alias such as "ln1_post.hook_out" hangs on."""
-        sub = subs.get(str(aliases.get(key, "")).split(".")[0])
-        return None if sub is None else _sub(module, sub.name)
+        """Returns the module a hook alias such as "ln1_post.hook_out" or "mlp.out.hook_out" hangs on."""
+        inside, names = subs, list[str]()
+        for part in str(aliases.get(key, "")).split(".")[:-1]:
+            if part not in (inside or {}):
+                return None
+            names += [inside[part].name] if inside[part].name else []
+            inside = inside[part].submodules
+        return _sub(module, ".".join(names))
 
     if "attn" not in subs or "mlp" not in subs:
         raise Unfit("a block has no attention or no MLP of its own")

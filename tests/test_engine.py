@@ -218,6 +218,7 @@ def test_law_the_batch_size_changes_nothing(texts, component, tokens):
 def run_in_chunks(plan: Any, model: Model, tokens: int) -> Any:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("nbpatch.engine.loop.MAX_TOKENS", tokens)
+        patched.setattr("nbpatch.engine.frontier.MOST_TOKENS", tokens)
         return run(plan, model)
 
 
@@ -311,10 +312,10 @@ def test_stopping_keeps_what_is_finished(how, monkeypatch):
     def count(progress: Progress) -> None:
         nonlocal waves
         waves += 1
-        if how == "interrupt" and waves == 4:
+        if how == "interrupt" and waves == 2:
             raise KeyboardInterrupt
 
-    result = run(plan, model, on_progress=count, stop=lambda: how == "stop" and waves == 4)
+    result = run(plan, model, on_progress=count, stop=lambda: how == "stop" and waves == 2)
     state = result.data["state"].to_numpy()
     assert 0 < (state == MEASURED).sum() < plan.n_runs
     assert np.isnan(result.data["logit_diff"].to_numpy()[state == NOT_RUN]).all()

@@ -212,22 +212,22 @@ def test_a_newer_request_supersedes_a_running_one(page: Page, monkeypatch) -> No
 
 
 def slow_waves(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nbpatch.engine import loop
+    from nbpatch.engine import frontier
 
-    plain = loop.replay
+    plain = frontier.Walk
 
-    def slowly(*arguments: Any) -> Any:
-        time.sleep(0.05)
-        return plain(*arguments)
+    def slowly(*arguments: Any, **options: Any) -> Any:
+        time.sleep(0.3)
+        return plain(*arguments, **options)
 
-    monkeypatch.setattr(loop, "MAX_TOKENS", 12)
-    monkeypatch.setattr(loop, "replay", slowly)
+    monkeypatch.setattr(frontier, "MOST_TOKENS", 5)
+    monkeypatch.setattr(frontier, "Walk", slowly)
 
 
 def test_cancel_keeps_what_is_finished(page: Page, monkeypatch) -> None:
     slow_waves(monkeypatch)
     page.say("run")
-    time.sleep(0.4)
+    time.sleep(0.2)
     started = time.monotonic()
     page.say("cancel")
     page.settle()
