@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nbpatch.engine import load
     from nbpatch.errors import NbpatchError
     from nbpatch.methods.companions import attention
-    from nbpatch.methods.patching import patch
+    from nbpatch.methods.patching import dry_run, patch
     from nbpatch.model import Model
     from nbpatch.prompts import Pairs, PromptPair
     from nbpatch.result import Result, read
@@ -31,8 +31,10 @@ _HOMES = {
     "Result": "nbpatch.result",
     "Workbench": "nbpatch.workbench",
     "attention": "nbpatch.methods.companions",
+    "dry_run": "nbpatch.methods.patching",
     "load": "nbpatch.engine",
     "patch": "nbpatch.methods.patching",
+    "path_patch": "nbpatch.methods.paths",
     "read": "nbpatch.result",
 }
 
@@ -45,9 +47,11 @@ __all__ = [
     "Workbench",
     "__version__",
     "attention",
+    "dry_run",
     "load",
     "load_ipython_extension",
     "patch",
+    "path_patch",
     "read",
     "unload_ipython_extension",
 ]

@@ -25,7 +25,7 @@ class Display(Protocol):
         """Writes one self-contained HTML file."""
         ...
 
-    def mimebundle(self, result: Any) -> dict[str, Any]:
+    def mimebundle(self, result: Any) -> Any:
         """Returns the notebook display: widget, PNG and text."""
         ...
 

@@ -119,6 +119,7 @@ class Model:
             d_vocab=int(config.vocab_size),
             n_ctx=int(getattr(config, "max_position_embeddings", None) or 2**31),
             causal=self._is_causal(int(config.vocab_size)),
+            layer_weights=self._layer_weights() // int(config.num_hidden_layers),
         )
 
     @property
@@ -268,6 +269,14 @@ class Model:
     @property
     def _module(self) -> Any:
         return self._hf if self._hf is not None else self._given_bridge.original_model
+
+    def _layer_weights(self) -> int:
+        """Returns the weights of all matrices that are no embedding and no unembedding."""
+        module = self._module
+        outside = {id(one) for part in module.modules() if isinstance(part, nn.Embedding) for one in part.parameters()}
+        unembed = module.get_output_embeddings()
+        outside |= {id(one) for one in unembed.parameters()} if unembed is not None else set()
+        return sum(one.numel() for one in module.parameters() if one.ndim > 1 and id(one) not in outside)
 
     @torch.no_grad()
     def _is_causal(self, d_vocab: int) -> bool:

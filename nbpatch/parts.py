@@ -4,7 +4,6 @@ The engine runs a model's own blocks. It needs to know which submodule is the at
 calls `hook_attn_out`, and so on: the adapters know that for each architecture.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -70,6 +69,9 @@ def _matrices(module: nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters() if weight.ndim > 1)
 
 
+_TANH_GELUS = ("NewGELUActivation", "FastGELUActivation")
+
+
 @dataclass(frozen=True)
 class Parts:
     """A Hugging Face model taken apart, nothing moved or copied."""
@@ -83,15 +85,21 @@ class Parts:
         """Floating-point operations of one token through all blocks, scores and unembedding not counted."""
         return 2.0 * sum(block.weights for block in self.blocks)
 
-    def configs(self) -> Iterator[Any]:
-        """Yields each configuration that any attention module reads, once."""
+    @cached_property
+    def configs(self) -> tuple[Any, ...]:
+        """Each configuration that any attention module reads, once."""
         model: Any = self.model
         seen: dict[int, Any] = {id(model.config): model.config}
         for module in model.modules():
             config = getattr(module, "config", None)
             if config is not None:
                 seen.setdefault(id(config), config)
-        yield from seen.values()
+        return tuple(seen.values())
+
+    @cached_property
+    def slow_gelus(self) -> tuple[nn.Module, ...]:
+        """Activations that write out the tanh form of GELU in eight steps; torch has it in one."""
+        return tuple(one for one in self.model.modules() if type(one).__name__ in _TANH_GELUS)
 
 
 def find_parts(model: Any) -> Parts:

@@ -41,6 +41,23 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a plan will take.
+
+    Attributes:
+        waves: how many times the layers are walked.
+        flops: floating-point operations: base runs, and all that patches can change and the answer can see.
+        peak: bytes held at once beside the weights.
+        seconds: estimated on this machine, from a calibration on this model.
+    """
+
+    waves: int
+    flops: float
+    peak: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """A sweep before it is run.
 
@@ -50,6 +67,7 @@ class Plan:
         directions: one or both directions, in the order of the result.
         metrics: what is measured on every run.
         states: int8 [direction, *over, pair], indices into `result.STATES`: "not run" where a run is planned.
+        cost: what it will take on a model; None for a plan made without one.
     """
 
     shape: ModelShape
@@ -59,6 +77,7 @@ class Plan:
     directions: tuple[Direction, ...]
     metrics: tuple[Metric, ...]
     states: NDArray[np.int8]
+    cost: Cost | None = None
 
     @property
     def both(self) -> bool:
@@ -122,6 +141,12 @@ class Plan:
             lines.append(f"{counts['exact']} exactly the base value by construction, not run.")
         if counts["no position"]:
             lines.append(f"{counts['no position']} without a position in that pair.")
+        if self.cost is not None:
+            waves = f"{self.cost.waves} wave{'s' if self.cost.waves != 1 else ''}"
+            lines.append(
+                f"{waves}, {self.cost.flops / 1e9:.3g} GFLOP, {self.cost.peak / 2**20:.3g} MiB, "
+                f"about {self.cost.seconds:.2g} s."
+            )
         return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ import math
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -181,6 +181,34 @@ class Result:
             return "no gap: the metric is the same in the clean and the corrupted run"
         return REASONS[word]
 
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The swept components; more than one when several were run together."""
+        return tuple(self.provenance.get("components", (self.provenance.get("component"),)))
+
+    def sel(self, component: str) -> "Result":
+        """Returns the result of one component of several that were run together.
+
+        Raises:
+            ResultError: a component that the result does not have.
+        """
+        if component not in self.components:
+            fix = suggest(component, self.components)
+            raise ResultError(f"no component {component!r} in this result.", where="sel", fix=fix)
+        if len(self.components) == 1:
+            return self
+        data = self.data.sel(component=component, drop=True)
+        if "head" in data.dims:
+            there = (data["state"] != STATES.index("no position")).any([dim for dim in data.dims if dim != "head"])
+            data = data.isel(head=np.flatnonzero(there.to_numpy()))
+            labels = data["head"].to_numpy().tolist()
+            if all(str(label).isdecimal() for label in labels):
+                data = data.assign_coords(head=[int(label) for label in labels])
+        rest = {key: value for key, value in self.provenance.items() if key != "components"}
+        made = {**rest, **self.provenance["components"][component]}
+        origin = self.origin.get(component) if isinstance(self.origin, Mapping) else None
+        return replace(self, data=data, provenance=made, origin=origin)
+
     def card(self) -> str:
         """Returns the methods card: in words, everything a reader needs to judge or repeat the result."""
         return write_card(self.provenance, self.baselines, self.warnings)
@@ -221,11 +249,27 @@ class Result:
         return display.get(live=self.origin is not None)
 
     def plot(self, metric: str | None = None, **options: Any) -> Any:
-        """Returns a matplotlib Figure of the map: tokens as the axis, colour = effect as a share of the gap."""
+        """Returns a matplotlib Figure of the map: tokens as the axis, colour = effect as a share of the gap.
+
+        Raises:
+            ResultError: the result holds several components; one is drawn at a time.
+        """
+        if len(self.components) > 1:
+            raise ResultError(
+                "one component is drawn at a time.",
+                where="plot",
+                seen=", ".join(self.components),
+                fix=f'result.sel("{self.components[0]}").plot()',
+            )
         return self._display.plot(self, metric=metric, **options)
 
     def show(self, **options: Any) -> Any:
-        """Returns a widget of the result; it can run further sweeps while the model is alive."""
+        """Returns a widget of the result; it can run further sweeps while the model is alive.
+
+        Of several components it shows the first; the others are a click away.
+        """
+        if len(self.components) > 1:
+            return self.sel(self.components[0]).show(**options)
         return self._display.show(self, **options)
 
     def to_html(self, path: str | os.PathLike[str], *, attention: bool = True) -> Path:
@@ -234,10 +278,13 @@ class Result:
         Args:
             attention: whether the page holds the attention of the first pair; that needs the model to be there.
         """
-        return self._display.to_html(self, os.fspath(path), attention=attention)
+        one = self.sel(self.components[0])
+        return one._display.to_html(one, os.fspath(path), attention=attention)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        return self._display.mimebundle(self)
+        one = self.sel(self.components[0])
+        bundle: tuple[dict[str, Any], dict[str, Any]] = one._display.mimebundle(one)
+        return {**bundle[0], "text/plain": repr(self)}, bundle[1]
 
     def __repr__(self) -> str:
         if self.provenance.get("method") != "patch":

@@ -75,6 +75,7 @@ class ModelShape:
         n_kv_heads: key-value heads; smaller than `n_heads` under grouped-query attention.
         n_ctx: longest prompt in tokens.
         causal: whether a position sees only itself and earlier ones.
+        layer_weights: weights of the matrices a token meets in one block, for estimates of cost; 0 when not known.
     """
 
     n_layers: int
@@ -86,6 +87,13 @@ class ModelShape:
     d_vocab: int
     n_ctx: int
     causal: bool = True
+    layer_weights: int = 0
+
+    @property
+    def attention_weights(self) -> tuple[int, int]:
+        """Weights of one block's attention: queries, keys and values; output projection."""
+        written = self.d_model * self.n_heads * self.d_head
+        return written + 2 * self.d_model * self.n_kv_heads * self.d_head, written
 
     @property
     def grouped(self) -> bool:

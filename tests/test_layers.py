@@ -22,6 +22,7 @@ ROWS: dict[str, float] = {
     "nbpatch.graph": 2,
     "nbpatch.tasks": 2,
     "nbpatch.plan": 3,
+    "nbpatch.several": 2,
     "nbpatch.bridges": 3.5,
     "nbpatch.parts": 3.5,
     "nbpatch.model": 4,

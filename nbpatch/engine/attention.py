@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from nbpatch.parts import Parts
 
@@ -53,9 +53,11 @@ def attending(parts: Parts, attend: Attend) -> Generator[None]:
     with _lending, ExitStack() as undo:
         AttentionInterface.register(NAME, _attention)
         AttentionMaskInterface.register(NAME, _mask)
-        for config in parts.configs():
+        for config in parts.configs:
             undo.callback(setattr, config, "_attn_implementation_internal", config._attn_implementation_internal)
             config._attn_implementation_internal = NAME
+        for activation in parts.slow_gelus:
+            undo.enter_context(replaced(activation, "forward", _gelu))
         for block in parts.blocks:
             inner = inner_attention(block.attention)
             if inner is not None:
@@ -63,6 +65,10 @@ def attending(parts: Parts, attend: Attend) -> Generator[None]:
         _attend.append(attend)
         undo.callback(_attend.pop)
         yield
+
+
+def _gelu(value: Tensor) -> Tensor:
+    return gelu(value, approximate="tanh")
 
 
 def inner_attention(attention: nn.Module) -> nn.Module | None:

@@ -1,8 +1,11 @@
 """Which engine takes a model: found by trying the fast one against plain full forwards, once per model."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from nbpatch.engine.selftest import disagreements
@@ -79,6 +82,30 @@ def _found(model: Model, hf: Any, stamp: int, *, again: bool) -> Fit:
     except Unfit as unfit:
         return Fit(None, str(unfit), {}, stamp, again)
     return Fit(parts, "", works, stamp, again)
+
+
+def speed_of(model: Model) -> tuple[float, float]:
+    """Returns seconds of one pass of few tokens through the model, and operations per second of large products.
+
+    Measured once per model and machine: the calibration that estimates of time rest on.
+    """
+    if "speed" not in model.notes:
+        ids = torch.zeros(2, 7, dtype=torch.long, device=model.device)
+        runner: Any = model.plain or model.bridge
+        with torch.no_grad(), model.lock:
+            passes = [_seconds(lambda: runner(ids), model.device) for _ in range(4)]
+            square = torch.randn(1024, 1024, device=model.device, dtype=model.dtype)
+            products = [_seconds(lambda: square @ square, model.device) for _ in range(4)]
+        model.notes["speed"] = (min(passes), 2 * 1024**3 / min(products))
+    return model.notes["speed"]
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
 
 
 def probe(model: Model) -> Probe:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nbpatch.engine.base import BaseRuns, answers_of
-from nbpatch.engine.rows import Rows, fits, rows_of, waves
+from nbpatch.engine.rows import Rows, rows_of, waves
 from nbpatch.engine.table import Filled
 from nbpatch.engine.tail import unembedded
 from nbpatch.engine.trace import Trace, trace, wanted
@@ -45,7 +45,7 @@ class Frontier:
         self.columns: Tensor | None = None
         self.n_waves = 0
         self.flops = 0.0
-        self.max_tokens = self._max_tokens()
+        self.max_tokens = most_tokens(plans, model)
 
     def trace(self) -> BaseRuns:
         """Runs every prompt once."""
@@ -105,19 +105,25 @@ class Frontier:
             return 8
         return 4 if self.model.shape.d_model <= 256 else 1
 
-    def _max_tokens(self) -> int:
-        most = MOST_TOKENS if self.model.device.type == "cpu" else MOST_TOKENS_GPU
-        budget = self.model.memory_budget()
-        longest = max(len(one.clean_ids) for one in self.plans[0].tokenized)
-        each = bytes_per_token(self.model, longest)
-        if budget < each * longest:
-            raise PlanError(
-                "the memory budget does not hold one run.",
-                where="model.budget",
-                seen=f"{budget / 2**20:.1f} MiB, one run of {longest} tokens needs {each * longest / 2**20:.1f} MiB",
-                fix=f"model.budget = {2 ** int(np.ceil(np.log2(each * longest)))}",
-            )
-        return max(longest, min(most, budget // each))
+
+def most_tokens(plans: Sequence[Plan], model: Model) -> int:
+    """Returns how many tokens a wave may have within the model's memory budget.
+
+    Raises:
+        PlanError: the budget does not hold one run.
+    """
+    most = MOST_TOKENS if model.device.type == "cpu" else MOST_TOKENS_GPU
+    budget = model.memory_budget()
+    longest = max(len(one.clean_ids) for one in plans[0].tokenized)
+    each = bytes_per_token(model, longest)
+    if budget < each * longest:
+        raise PlanError(
+            "the memory budget does not hold one run.",
+            where="model.budget",
+            seen=f"{budget / 2**20:.1f} MiB, one run of {longest} tokens needs {each * longest / 2**20:.1f} MiB",
+            fix=f"model.budget = {2 ** int(np.ceil(np.log2(each * longest)))}",
+        )
+    return max(longest, min(most, budget // each))
 
 
 def bytes_per_token(model: Model, longest: int) -> int:
@@ -125,8 +131,3 @@ def bytes_per_token(model: Model, longest: int) -> int:
     shape = model.shape
     width = torch.finfo(model.dtype).bits // 8
     return width * (16 * shape.d_model + 4 * shape.d_mlp + 3 * shape.n_heads * longest)
-
-
-def why_not(plans: Sequence[Plan]) -> str:
-    """Returns why the frontier cannot take some plans, or ""."""
-    return next((reason for plan in plans if (reason := fits(plan))), "")

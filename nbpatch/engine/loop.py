@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,10 @@ import xarray as xr
 
 from nbpatch.engine.describe import describe_model, describe_tokens, describe_versions
 from nbpatch.engine.fit import fit_of
-from nbpatch.engine.frontier import Frontier, why_not
+from nbpatch.engine.frontier import Frontier
 from nbpatch.engine.lint import lint
 from nbpatch.engine.replay import Replay
+from nbpatch.engine.rows import why_not
 from nbpatch.engine.table import Progress, Table
 from nbpatch.model import Model
 from nbpatch.plan import EXACT, MEASURED, Plan
@@ -70,7 +71,7 @@ def run_together(
 ) -> list[Result]:
     """Runs several plans on the same pairs at once: they share base runs and, in the fast engine, every batch.
 
-    Args and errors are those of `run`; progress is that of the first plan still going on.
+    Args and errors are those of `run`; progress counts the runs of all plans and shows the table just filled.
     """
     started = time.perf_counter()
     engine = _engine(plans, model)
@@ -78,17 +79,23 @@ def run_together(
     tables += [Table(plan, tables[0].runs) for plan in plans[1:]]
     stopped = False
     try:
-        on_progress(tables[0].progress())
+        on_progress(_progress(tables, 0))
         for wave in engine.waves():
             if stopped := stop():
                 break
             for number, filled in wave():
                 tables[number].fill(filled)
-                on_progress(tables[number].progress())
+                on_progress(_progress(tables, number))
     except KeyboardInterrupt:
         stopped = True
     seconds = time.perf_counter() - started
     return [_finish(table, model, engine, stopped=stopped, seconds=seconds) for table in tables]
+
+
+def _progress(tables: Sequence[Table], number: int) -> Progress:
+    """Returns how far all plans are together, with the table of one."""
+    each = [table.progress() for table in tables]
+    return replace(each[number], done=sum(one.done for one in each), total=sum(one.total for one in each))
 
 
 def _engine(plans: Sequence[Plan], model: Model) -> Frontier | Replay:

@@ -154,3 +154,8 @@ def fits(plan: Plan) -> str:
     if plan.component not in KINDS or plan.component not in COMPONENTS:
         return f"{plan.component} is not built"
     return ""
+
+
+def why_not(plans: Sequence[Plan]) -> str:
+    """Returns why the frontier cannot take some plans, or ""."""
+    return next((reason for plan in plans if (reason := fits(plan))), "")

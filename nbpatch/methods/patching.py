@@ -3,13 +3,15 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nbpatch.engine import Progress, run
+from nbpatch.engine import Progress, planned, run_together
 from nbpatch.errors import PlanError
 from nbpatch.metrics import MetricLike, as_metrics
 from nbpatch.model import load
-from nbpatch.plan import make_plan
+from nbpatch.plan import Plan, make_plan
 from nbpatch.prompts import PromptPair
 from nbpatch.result import Result
+from nbpatch.several import together
+from nbpatch.sites import parse_over
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 def patch(
     model: Any,
     pairs: PromptPair | Sequence[PromptPair],
-    component: str,
+    component: str | Sequence[str],
     over: str | Sequence[str] | None = None,
     *,
     direction: str = "denoising",
@@ -34,7 +36,8 @@ def patch(
     Args:
         model: what `load` takes or returned.
         pairs: one `PromptPair` or several.
-        component: resid_pre, resid_mid, resid_post, attn_out, mlp_out, z, q, k, v or pattern.
+        component: resid_pre, resid_mid, resid_post, attn_out, mlp_out, z, q, k, v, pattern or mlp_post; or several
+            of them with the same axes, as a list or in one string: they share their base runs and every batch.
         over: swept axes, such as "layer pos" or "layer head pos"; an axis not named is patched whole. Default:
             "layer head" for z, q, k, v and pattern, "layer pos" for the rest.
         direction: "denoising", "noising" or "both".
@@ -44,7 +47,8 @@ def patch(
         on_progress: called after every wave; default: in a terminal, a progress bar when the run is long.
 
     Returns:
-        A `Result`: `result.data` holds m(patched) with dims (direction when both, *over, pair).
+        A `Result`: `result.data` holds m(patched) with dims (component when several, direction when both, *over,
+        pair).
 
     Raises:
         SiteError: unknown component or axis, or one that does not work in this model.
@@ -63,11 +67,57 @@ def patch(
         )
     metrics = as_metrics(metric)
     ready = load(model)
-    plan = make_plan(ready.shape, ready.tokenize(pairs), component, over, direction=direction, metrics=metrics)
-    if on_progress is not None:
-        return run(plan, ready, on_progress=on_progress)
-    with _bar(plan.n_runs) as bar:
-        return run(plan, ready, on_progress=lambda progress: _advance(bar, progress))
+    tokenized = ready.tokenize(pairs)
+    plans = [
+        make_plan(ready.shape, tokenized, name, axes, direction=direction, metrics=metrics)
+        for name, axes in _components(component, over)
+    ]
+    with _bar(sum(plan.n_runs for plan in plans)) as bar:
+        results = run_together(plans, ready, on_progress=on_progress or (lambda progress: _advance(bar, progress)))
+    return results[0] if len(results) == 1 else together(results)
+
+
+def dry_run(
+    model: Any,
+    pairs: PromptPair | Sequence[PromptPair],
+    component: str,
+    over: str | Sequence[str] | None = None,
+    *,
+    direction: str = "denoising",
+    metric: MetricLike | Sequence[MetricLike] = "logit_diff",
+) -> Plan:
+    """Returns the plan that `patch` would run, with what it will cost; nothing is run but a short calibration.
+
+    `print(plan.describe())` says how many cells there are, how many are known without running and why, and how many
+    waves, operations, bytes and seconds the rest takes. Arguments and errors are those of `patch`.
+    """
+    ready = load(model)
+    plan = make_plan(
+        ready.shape, ready.tokenize(pairs), component, over, direction=direction, metrics=as_metrics(metric)
+    )
+    return planned(plan, ready)
+
+
+def _components(component: str | Sequence[str], over: str | Sequence[str] | None) -> list[tuple[str, tuple[str, ...]]]:
+    """Returns the named components, each with the swept axes, which must be the same for all.
+
+    Raises:
+        PlanError: none named, one named twice, or components whose usual axes differ.
+    """
+    names = component.replace(",", " ").split() if isinstance(component, str) else [str(one) for one in component]
+    if not names or len(set(names)) < len(names):
+        what = "a component is named twice." if names else "no component named."
+        raise PlanError(what, where="component", seen=repr(component), fix='"resid_pre attn_out mlp_out"')
+    swept = [(name, parse_over(name, over)) for name in names]
+    axes = {axes for _, axes in swept}
+    if len(axes) > 1:
+        raise PlanError(
+            "components run together need the same axes.",
+            where="over",
+            seen="; ".join(f"{name}: {' '.join(axes)}" for name, axes in swept),
+            fix='over="layer", or one call for each',
+        )
+    return swept
 
 
 def _bar(total: int) -> "tqdm[Any]":

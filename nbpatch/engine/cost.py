@@ -1,0 +1,55 @@
+"""What a plan will cost before it is run: floating-point operations of the dependency cone, bytes, seconds."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from nbpatch.engine.rows import ATTN, HEADS, Rows, rows_of, waves, why_not
+from nbpatch.plan import Cost, Plan
+
+_SHARE_OF_PEAK = 0.8
+"""How much of the machine's rate for large matrix products a walk reaches."""
+
+_PER_LAYER = 1.5e-3
+"""Seconds of bookkeeping a wave needs in each layer, whatever the model's size; measured on two slow cores."""
+
+
+def with_cost(plan: Plan, *, max_tokens: int, bytes_per_token: int, pass_seconds: float, rate: float) -> Plan:
+    """Returns a plan that knows what it will cost.
+
+    Args:
+        max_tokens: tokens of one wave.
+        bytes_per_token: what a token needs on its way through a block.
+        pass_seconds: time of one pass of few tokens through the model.
+        rate: floating-point operations per second of large matrix products.
+    """
+    shape, rows = plan.shape, rows_of([plan])
+    lengths = np.array([[len(one.clean_ids), len(one.corrupted_ids)] for one in plan.tokenized])
+    each = 2.0 * shape.layer_weights * shape.n_layers
+    if why_not([plan]):
+        count, flops = int(np.ceil((rows.last + 1).sum() / max_tokens)), each * float((rows.last + 1).sum())
+    else:
+        count, flops = sum(1 for _ in waves(rows, max_tokens=max_tokens)), cone_flops(rows, plan)
+    flops += each * float(lengths.sum())
+    if not all(metric.local for metric in plan.metrics):
+        flops += 2.0 * len(rows) * shape.d_model * shape.d_vocab
+    widest = min(max_tokens, int(rows.tokens.sum())) if len(rows) else 0
+    kept = int(lengths.sum()) * shape.n_layers * (3 * shape.d_model + 2 * shape.n_kv_heads * shape.d_head)
+    seconds = (1 + count) * pass_seconds + count * shape.n_layers * _PER_LAYER + flops / (_SHARE_OF_PEAK * rate)
+    return replace(plan, cost=Cost(count, flops, 4 * kept + widest * bytes_per_token, seconds))
+
+
+def cone_flops(rows: Rows, plan: Plan) -> float:
+    """Returns the operations of all that patches can change and the answer can see, base runs not counted.
+
+    Scores are not counted: beside the matrices they are small at the lengths of prompts.
+    """
+    shape = plan.shape
+    taken, written = shape.attention_weights
+    mlp = shape.layer_weights - taken - written
+    last = shape.n_layers - 1
+    dense = np.maximum(0, last - np.minimum(rows.enter, last)) * rows.tokens * shape.layer_weights
+    ends = np.where(rows.enter <= last, rows.tokens * taken + written + mlp, 0)
+    entered = np.where(rows.alone | (rows.layer == last), 1, rows.tokens)
+    inside = np.where(rows.kind == HEADS, written + mlp, np.where(rows.kind == ATTN, mlp, 0))
+    return 2.0 * float((dense + ends + entered * inside).sum())
