@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nbpatch.errors import NbpatchError
     from nbpatch.methods.companions import attention
     from nbpatch.methods.patching import dry_run, patch
+    from nbpatch.methods.paths import path_patch
     from nbpatch.model import Model
     from nbpatch.prompts import Pairs, PromptPair
     from nbpatch.result import Result, read

@@ -67,10 +67,15 @@ def _metric(metric: Mapping[str, Any], baselines: xr.Dataset) -> str:
     return f"{metric['name']}{unit}: clean {clean:.4g}, corrupted {corrupted:.4g}, gap {clean - corrupted:.4g}."
 
 
+def _precision(engine: Mapping[str, Any]) -> str:
+    error = engine.get("error_against_float32")
+    return "" if error is None else f" Logits are off by up to {error:.1e} from float32."
+
+
 def _engine(engine: Mapping[str, Any]) -> str:
     inside = f"{engine['waves']} waves" if "waves" in engine else f"{engine['forwards']} forwards"
     why = f" ({engine['reason']})" if engine.get("reason") else ""
     return (
         f"{engine['name']}{why}, {engine['cells']} cells: {engine['run']} runs in {inside}, "
-        f"{engine['exact']} exactly the base value by construction."
+        f"{engine['exact']} exactly the base value by construction.{_precision(engine)}"
     )

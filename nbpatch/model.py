@@ -10,7 +10,7 @@ import socket
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +23,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nbpatch.bridges import bridge_beside, unwrapped
-from nbpatch.errors import ModelError, SiteError
+from nbpatch.errors import ModelError, SiteError, suggest
+from nbpatch.parts import Unfit, adapter_of
 from nbpatch.prompts import PromptPair, TokenizedPair, as_pairs, token_text, tokenize_pairs
 from nbpatch.sites import COMPONENTS, SWEEPABLE, ModelShape
 
@@ -58,6 +59,11 @@ class Probe:
     capabilities: Mapping[str, Capability]
 
 
+_one_at_a_time = threading.RLock()
+"""Held during every forward of any model: the attention that transformers looks up by name is process-wide, and one
+Hugging Face model may be behind several of ours."""
+
+
 class Model:
     """A causal language model with its tokenizer, ready to be patched. Made by `load`.
 
@@ -65,7 +71,6 @@ class Model:
         name: "tiny", a hub id, or the folder's name.
         tokenizer: the Hugging Face tokenizer, as given.
         lock: held during every forward; one model may serve a cell and a widget at once.
-        engine: "auto", or "replay" to have every run made by hooks in whole forwards, the slow twin. Can be set.
         budget: bytes a run may use; None for a quarter of what is free. Can be set.
         notes: what was found out about the model, kept until its weights change.
         prober: finds out what can be patched; `nbpatch.engine` puts its own here, which knows both engines.
@@ -76,8 +81,9 @@ class Model:
     def __init__(self, name: str, tokenizer: Any, *, hf: nn.Module | None = None, bridge: Any = None) -> None:
         self.name = name
         self.tokenizer = tokenizer
-        self.lock = threading.RLock()
-        self.engine = "auto"
+        self.lock = _one_at_a_time
+        self._engine = "auto"
+        self._bridge: Any = None
         self.budget: int | None = None
         self.notes: dict[str, Any] = {}
         self._hf = hf
@@ -125,9 +131,10 @@ class Model:
     @property
     def hash(self) -> str:
         """First 16 hex digits of the SHA-256 over names, shapes and values of all weights."""
-        if "hash" not in self.notes:
-            self.notes["hash"] = self._hashed()
-        return self.notes["hash"]
+        stamp = self.stamp()
+        if self.notes.get("hash", (None, ""))[0] != stamp:
+            self.notes["hash"] = (stamp, self._hashed())
+        return self.notes["hash"][1]
 
     def _hashed(self) -> str:
         digest = hashlib.sha256()
@@ -136,20 +143,34 @@ class Model:
             digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    @cached_property
+    @property
     def bridge(self) -> Any:
         """The TransformerBridge that hooks run on: the user's own, or one on a weight-sharing copy."""
         if self._given_bridge is not None:
             return self._given_bridge
         with self.lock:
-            return bridge_beside(self._module, self.tokenizer, self.name)
+            if self._bridge is None:
+                self._bridge = bridge_beside(self._module, self.tokenizer, self.name)
+            return self._bridge
+
+    @property
+    def engine(self) -> str:
+        """Either "auto", or "replay" to have every run made by hooks in whole forwards, the slow twin. Can be set."""
+        return self._engine
+
+    @engine.setter
+    def engine(self, name: str) -> None:
+        if name not in ("auto", "replay"):
+            raise ModelError(f"no engine {name!r}.", where="model.engine", fix=suggest(name, ("auto", "replay")))
+        self._engine = name
 
     @property
     def probe(self) -> Probe:
         """How the model is run and what can be patched in it, found by trying."""
-        if "probe" not in self.notes:
-            self.notes["probe"] = type(self).prober(self)
-        return self.notes["probe"]
+        name = f"probe for {self.engine}"
+        if name not in self.notes:
+            self.notes[name] = type(self).prober(self)
+        return self.notes[name]
 
     @property
     def capabilities(self) -> Mapping[str, Capability]:
@@ -181,17 +202,21 @@ class Model:
     @cached_property
     def prepends_bos(self) -> bool:
         """Whether prompts begin with the beginning-of-sequence token: TransformerLens's habit for this architecture."""
-        return bool(self.bridge.cfg.default_prepend_bos)
+        try:
+            return bool(adapter_of(self._hf).cfg.default_prepend_bos)
+        except Unfit:
+            return bool(self.bridge.cfg.default_prepend_bos)
 
-    def check_component(self, component: str) -> None:
-        """Refuses a component that does not work in this model.
+    def check_replayed(self, component: str) -> None:
+        """Refuses a component that the Bridge's hooks do not patch in this model.
 
         Raises:
             SiteError: with the reason the probe found.
         """
-        capability = self.capabilities[component]
+        capabilities = probe_bridge(self)
+        capability = capabilities[component]
         if capability.status != "works":
-            working = [name for name, one in self.capabilities.items() if one.status == "works"]
+            working = [name for name, one in capabilities.items() if one.status == "works"]
             raise SiteError(
                 f"{component} cannot be patched in {self.name}: {capability.status}.",
                 where="component",
@@ -245,21 +270,36 @@ class Model:
         return [*self._module.parameters(), *self._module.buffers()]
 
     def hooked(self) -> list[str]:
-        """Returns the names of modules that carry hooks of the user's own."""
-        modules: Iterable[tuple[str, Any]] = self._module.named_modules()
-        if self._given_bridge is not None:
-            modules = [*modules, *self._given_bridge.hook_dict.items()]
-        return [name for name, one in modules if one._forward_hooks or one._forward_pre_hooks]
+        """Returns the names of modules and hook points that carry hooks of the user's own."""
+        found = [name for name, one in self._module.named_modules() if _own_hooks(one)]
+        bridge = self._given_bridge if self._given_bridge is not None else self._bridge
+        points: dict[str, Any] = {} if bridge is None else bridge.hook_dict
+        return found + [name for name, point in points.items() if point.fwd_hooks]
 
-    @cached_property
+    def stamp(self) -> int:
+        """Returns a number that changes when a weight is written to in place or a hook is added or taken off."""
+        compatible = getattr(self._given_bridge, "compatibility_mode", False)
+        weights = ((one._version, one.data_ptr()) for one in self.weights())
+        return hash((compatible, *self.hooked(), *weights))
+
+    def forget(self) -> None:
+        """Forgets what was found out, and the Bridge that was built: it is a copy of the modules as they were."""
+        self.notes.clear()
+        self._bridge = None
+
+    @property
     def plain(self) -> nn.Module | None:
         """The plain Hugging Face model; None where a Bridge has processed the weights (compatibility mode)."""
-        return self._hf if self._hf is not None else unwrapped(self._given_bridge)
+        if self._hf is not None:
+            return self._hf
+        if "plain" not in self.notes:
+            self.notes["plain"] = unwrapped(self._given_bridge)
+        return self.notes["plain"]
 
     def memory_budget(self) -> int:
         """Returns the bytes a run may use: `budget`, or a quarter of what is free."""
         if self.budget is not None:
-            return self.budget
+            return int(self.budget)
         if self.device.type == "cuda":
             return torch.cuda.mem_get_info(self.device)[0] // 4
         if "SC_AVPHYS_PAGES" in os.sysconf_names:
@@ -460,7 +500,15 @@ def _quiet_loading() -> Generator[None]:
 
 def probe_bridge(model: Model) -> Mapping[str, Capability]:
     """Returns what can be patched through the Bridge's hooks, found by trying each component once."""
-    return {component: _probe(model, component) for component in SWEEPABLE}
+    if "hooks" not in model.notes:
+        model.notes["hooks"] = {component: _probe(model, component) for component in SWEEPABLE}
+    return model.notes["hooks"]
+
+
+def _own_hooks(module: Any) -> bool:
+    """Whether a module carries hooks that are not TransformerLens's."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return any(not str(getattr(hook, "__module__", "")).startswith("transformer_lens") for hook in hooks)
 
 
 def _probe(model: Model, component: str) -> Capability:
@@ -497,8 +545,8 @@ def _probe(model: Model, component: str) -> Capability:
         return Capability("absent", "a mixture of experts shows no neurons there")
     if torch.equal(patched[0], logits[0]):
         return Capability("no effect", "the Bridge accepts a patch there and ignores it")
-    scale = logits.abs().max().item()
-    if component.startswith("resid") and not torch.allclose(patched[0], logits[1], atol=_PROBE_TOLERANCE * scale):
+    allowed = _PROBE_TOLERANCE * logits.nan_to_num(0, 0, 0).abs().max().item()
+    if component.startswith("resid") and not torch.allclose(patched[0], logits[1], atol=allowed, equal_nan=True):
         return Capability("no effect", "a patch there reaches only a part of the residual stream")
     return Capability("works")
 

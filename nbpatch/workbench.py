@@ -226,7 +226,6 @@ class Workbench:
         missing = [direction for direction in ask.directions if ask.sweep(direction) not in self._finished]
         if missing:
             plan = self._plan(ask, "both" if len(missing) > 1 else missing[0])
-            self.model.check_component(ask.component)
             # The controls and the prompts are shown before the first numbers: the base runs alone are quick.
             self._show(ask, self._joined(ask, run(plan, self.model, stop=_at_once)))
             stream = _Stream(self, ask, gen, plan)

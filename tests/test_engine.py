@@ -15,7 +15,7 @@ from nbpatch.engine import Progress, run
 from nbpatch.errors import PatchNotApplied, PlanError, SiteError
 from nbpatch.methods.patching import patch
 from nbpatch.metrics import as_metrics
-from nbpatch.model import Capability, Model, Probe, load
+from nbpatch.model import Capability, Model, load
 from nbpatch.plan import EXACT, FAILED, MEASURED, NO_POSITION, NOT_RUN, make_plan
 from nbpatch.prompts import PromptPair
 from nbpatch.sites import COMPONENTS, SWEEPABLE, default_over
@@ -358,7 +358,7 @@ def test_a_component_that_does_not_work_is_refused_with_the_reason():
     model = load((micro.gpt2(), micro.tokenizer()))
     model.engine = "replay"
     found = {**model.capabilities, "q": Capability("no effect", "accepted and ignored")}
-    model.notes["probe"] = Probe("replay", found)
+    model.notes["hooks"] = found
     with pytest.raises(SiteError) as caught:
         patch(model, PAIR, "q")
     assert caught.value.seen == "accepted and ignored"

@@ -227,7 +227,7 @@ def slow_waves(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cancel_keeps_what_is_finished(page: Page, monkeypatch) -> None:
     slow_waves(monkeypatch)
     page.say("run")
-    time.sleep(0.2)
+    page.wait_for("map", 2)
     started = time.monotonic()
     page.say("cancel")
     page.settle()

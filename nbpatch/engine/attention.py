@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
@@ -144,7 +144,7 @@ def _eager(module: nn.Module) -> Callable[..., Any]:
     return sys.modules[type(module).__module__].eager_attention_forward
 
 
-def is_causal(mask: Float[Tensor, "row head dest src"]) -> bool:
+def is_causal(mask: Shaped[Tensor, "row head dest src"]) -> bool:
     """Whether no position sees a later one, read from a captured mask."""
     above = torch.ones(mask.shape[-2:], dtype=torch.bool, device=mask.device).triu(1)
     seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2

@@ -52,8 +52,8 @@ class EdgePlan(Plan):
         senders: a key of `SENDERS`; receivers: a key of `RECEIVERS`.
     """
 
-    senders: str
-    receivers: str
+    senders: str = "z"
+    receivers: str = "q"
 
     def axes_of(self, cells: Ints) -> dict[str, Ints]:
         """Returns, for flat cells, their index along direction, every swept axis and pair."""
@@ -95,7 +95,7 @@ def make_edge_plan(
     """
     senders, receivers = ends
     axes = edge_axes(senders, receivers, over)
-    directions = DIRECTIONS if direction == "both" else tuple(one for one in DIRECTIONS if one == direction)
+    directions = tuple(one for one in DIRECTIONS if direction in (one, "both"))
     if not directions:
         raise PlanError(
             f"no direction {direction!r}.", where="direction", fix=suggest(direction, [*DIRECTIONS, "both"])
@@ -112,8 +112,9 @@ def make_edge_plan(
         exact = _exact(senders, receivers, place, one, layers)
         states[..., number] = np.where(path, np.where(exact, EXACT, NOT_RUN), NO_PATH)
     return EdgePlan(
-        shape, tuple(tokenized), f"{senders} → {receivers}", axes, directions, tuple(metrics), states, senders, receivers
-    )
+        shape, tuple(tokenized), f"{senders} → {receivers}", axes, directions, tuple(metrics), states,
+        senders=senders, receivers=receivers,
+    )  # fmt: skip
 
 
 def edge_axes(senders: str, receivers: str, over: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -156,7 +156,7 @@ class _Reader:
         distinct, which = np.unique(columns[:3], axis=1, return_inverse=True)
         copies = self._copies(layer, distinct)
         if layer == self.n_layers:
-            return replace(carrying, out=torch.cat([carrying.out, self._stream(layer, copies)]))
+            return self._behind(carrying, self._stream(layer, copies))
         seen = carrying.layers[layer]
         if self.plan.receivers == "mlp":
             changed = replace(seen, mlp_out=torch.cat([present(seen.mlp_out), self._mlp(layer, copies)]))
@@ -167,6 +167,12 @@ class _Reader:
             changed = replace(seen, z=torch.cat([present(seen.z), z]))
         layers = [changed if number == layer else one for number, one in enumerate(carrying.layers)]
         return replace(carrying, layers=layers)
+
+    def _behind(self, carrying: Trace, streams: Float[Tensor, "copy pos d_model"]) -> Trace:
+        """Returns a trace with further last hidden states; nothing reads the lengths and logits of such runs."""
+        out = torch.cat([carrying.out, streams])
+        lengths = torch.cat([carrying.lengths, carrying.lengths.new_zeros(len(streams))])
+        return replace(carrying, out=out, lengths=lengths, logits=carrying.logits[:1].expand(len(out), -1))
 
     def _copies(self, layer: int, columns: Ints) -> Copies:
         run, sender_layer, sender_head = columns

@@ -43,24 +43,23 @@ def residual_values(trace: Trace, layer: int, tokens: Tokens, rows: Rows) -> Flo
     return vectors(trace.pre(layer), run, tokens.position)
 
 
-def written_values(trace: Trace, layer: int, tokens: Tokens, rows: Rows) -> Float[Tensor, "token d_model"]:
-    """Returns what attention writes for rows patched behind it: for resid_mid, what makes the stream the source's."""
+def written_values(
+    trace: Trace, layer: int, tokens: Tokens, rows: Rows
+) -> tuple[Float[Tensor, "token d_model"], Float[Tensor, "token d_model"]]:
+    """Returns the stream and what attention adds to it, for rows patched behind attention.
+
+    For `resid_mid` the stream is the source's as a whole, and attention adds nothing: so no factor a block may put
+    before what attention writes, and nothing of the base run, is in it.
+    """
     seen = trace.layers[layer]
-    values = vectors(seen.attn_out, rows.source[tokens.owner], tokens.position)
+    stream = vectors(seen.pre, rows.run[tokens.owner], tokens.position)
+    added = vectors(seen.attn_out, rows.source[tokens.owner], tokens.position)
     mid = rows.component[tokens.owner] == COMPONENT_NAMES.index("resid_mid")
     if mid.any():
-        some = tokens.of(mid)
-        source = vectors(seen.mid, rows.source[some.owner], some.position)
-        base = vectors(seen.pre, rows.run[some.owner], some.position)
-        values[_index(np.flatnonzero(mid), values)] = (source - base) / branch_scale(seen)
-    return values
-
-
-def branch_scale(seen: Layer) -> float:
-    """Returns by how much the block multiplies what attention writes: 1, except in Granite."""
-    wrote = present(seen.attn_out).double()
-    added = (present(seen.mid) - seen.pre).double()
-    return float((added * wrote).sum() / (wrote * wrote).sum())
+        some, at = tokens.of(mid), _index(np.flatnonzero(mid), added)
+        stream[at] = vectors(seen.mid, rows.source[some.owner], some.position)
+        added[at] = 0
+    return stream, added
 
 
 def neuron_values(trace: Trace, parts: Parts, layer: int, tokens: Tokens, rows: Rows) -> Float[Tensor, "token d_model"]:
@@ -170,7 +169,11 @@ def _mask(seen: Layer) -> Tensor:
 
 
 def present(value: Tensor | None) -> Tensor:
-    """Returns a tensor that the plan has checked to be there."""
+    """Returns a part of the base runs that was kept.
+
+    Raises:
+        LookupError: it was not: the caller asked for something else than it said.
+    """
     if value is None:
         raise LookupError("a part that this model does not have")
     return value

@@ -1,5 +1,6 @@
 """Which engine takes a model: found by trying the fast one against plain full forwards, once per model."""
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ class Fit:
         reason: why replay, or "".
         works: components the fast engine was seen to patch exactly; the reason, for those it does not take.
         stamp: the state of the weights when that was seen.
+        error: largest difference of base logits from the same model in float32, where it is in another type.
         again: whether the weights were changed since an earlier check.
     """
 
@@ -31,6 +33,7 @@ class Fit:
     works: dict[str, str]
     stamp: int
     again: bool = False
+    error: float | None = None
 
 
 def fit_of(model: Model) -> Fit:
@@ -39,21 +42,25 @@ def fit_of(model: Model) -> Fit:
     Raises:
         ModelError: the model is in training mode, or spread over several devices.
     """
-    hf = model.plain
-    _refuse(model, hf)
-    stamp = _stamp(model)
-    known: Fit | None = model.notes.get("fit")
-    if known is None or known.stamp != stamp:
-        if known is not None:
-            model.notes.clear()
-        known = _found(model, hf, stamp, again=known is not None)
-        model.notes["fit"] = known
-    return known
+    with model.lock:
+        hf = model.plain
+        _refuse(model, hf)
+        stamp = model.stamp()
+        known: Fit | None = model.notes.get("fit")
+        if known is None or known.stamp != stamp:
+            if known is not None:
+                model.forget()
+                hf = model.plain
+            known = _found(model, hf, stamp, again=known is not None)
+            model.notes["fit"] = known
+        return known
 
 
 def _refuse(model: Model, hf: Any) -> None:
-    if hf is not None and hf.training and any(isinstance(one, nn.Dropout) and one.p > 0 for one in hf.modules()):
-        raise ModelError(f"{model.name} is in training mode.", where="model", fix="hf_model.eval()")
+    if hf is not None and hf.training:
+        drops = [one.p for one in hf.modules() if isinstance(one, nn.Dropout)]
+        if any(drops) or getattr(hf.config, "attention_dropout", 0):
+            raise ModelError(f"{model.name} is in training mode.", where="model", fix="hf_model.eval()")
     devices = {str(one.device) for one in model.weights()}
     if len(devices) > 1:
         raise ModelError(
@@ -64,11 +71,6 @@ def _refuse(model: Model, hf: Any) -> None:
         )
 
 
-def _stamp(model: Model) -> int:
-    """Returns a number that changes when any weight is written to or any hook is added."""
-    return hash((*model.hooked(), *((one._version, one.data_ptr()) for one in model.weights())))
-
-
 def _found(model: Model, hf: Any, stamp: int, *, again: bool) -> Fit:
     try:
         if hf is None:
@@ -77,11 +79,20 @@ def _found(model: Model, hf: Any, stamp: int, *, again: bool) -> Fit:
         if hooked:
             raise Unfit(f"the model has hooks of its own, on {hooked[0] or 'the model itself'}")
         parts = find_parts(hf)
-        with model.lock:
-            works = disagreements(parts, model)
+        works = disagreements(parts, model)
     except Unfit as unfit:
         return Fit(None, str(unfit), {}, stamp, again)
-    return Fit(parts, "", works, stamp, again)
+    return Fit(parts, "", works, stamp, again, _error(hf, model))
+
+
+@torch.no_grad()
+def _error(hf: Any, model: Model) -> float | None:
+    """Returns how far logits are from those of the same weights in float32, on prompts of random tokens."""
+    if model.dtype == torch.float32:
+        return None
+    ids = torch.randint(0, model.shape.d_vocab, (2, 7), generator=torch.Generator().manual_seed(0)).to(model.device)
+    exact = copy.deepcopy(hf).float()
+    return float((hf(ids, use_cache=False).logits.float() - exact(ids, use_cache=False).logits).abs().max())
 
 
 def speed_of(model: Model) -> tuple[float, float]:

@@ -45,6 +45,7 @@ class Frontier:
         self.columns: Tensor | None = None
         self.n_waves = 0
         self.flops = 0.0
+        self.broken = ""
         self.max_tokens = most_tokens(plans, model)
 
     def trace(self) -> BaseRuns:
@@ -91,7 +92,24 @@ class Frontier:
             for start in range(0, len(wave), step):
                 logits = unembedded(self.parts, self.traced, hidden[start : start + step], self.columns).float().cpu()
                 self.flops += 2.0 * logits.numel() * hidden.shape[1]
+                self._look_for_nan(wave.take(slice(start, start + step)), logits)
                 yield from self._by_plan(wave.take(slice(start, start + step)), logits)
+
+    def _look_for_nan(self, rows: Rows, logits: Tensor) -> None:
+        """Finds the layer and the run in which the first NaN appeared, by walking the first broken row again."""
+        broken = np.flatnonzero(~torch.isfinite(logits).all(-1).numpy())
+        if self.broken or not len(broken) or self.traced is None:
+            return
+        row = rows.take(broken[:1])
+        run = int(row.run[0])
+        base = self.traced.first_nan(run)
+        if base is None:
+            walk = Walk(row, self.parts, self.traced, bucket=1, watch=True)
+            walk.go()
+            place = "behind the last layer" if walk.first_nan is None else f"in layer {walk.first_nan}"
+            self.broken = f"it appears {place} of the patched run"
+        else:
+            self.broken = f"it appears in layer {base} of the {'corrupted' if run % 2 else 'clean'} run already"
 
     def _by_plan(self, rows: Rows, logits: Tensor) -> Iterator[tuple[int, Filled]]:
         for number in np.unique(rows.plan):

@@ -7,12 +7,16 @@ from nbpatch.metrics import NO_GAP
 from nbpatch.plan import FAILED, NOT_RUN
 
 
-def lint(table: Table, *, stopped: bool) -> tuple[str, ...]:
-    """Returns the warnings of a run: what it cannot tell, and the one action that settles each."""
+def lint(table: Table, *, stopped: bool, broken: str = "") -> tuple[str, ...]:
+    """Returns the warnings of a run: what it cannot tell, and the one action that settles each.
+
+    Args:
+        broken: where the first NaN appeared, as far as the engine knows.
+    """
     found = [
         *_odd_prompts(table),
         *_unfinished(table, stopped),
-        *_failed(table),
+        *_failed(table, broken),
         *_baselines(table),
         *_only_probability(table),
         *_one_direction(table),
@@ -38,13 +42,14 @@ def _unfinished(table: Table, stopped: bool) -> list[str]:
     return [f"{word}. {left} of {table.plan.n_runs} runs were not run and are NaN. Run it again to fill them."]
 
 
-def _failed(table: Table) -> list[str]:
+def _failed(table: Table, broken: str) -> list[str]:
     failed = np.argwhere(table.state == FAILED)
     if not len(failed):
         return []
     axes = ("direction", *table.plan.over, "pair")
     first = ", ".join(f"{axis} {index}" for axis, index in zip(axes, failed[0], strict=True))
-    return [f"Not a number. {len(failed)} runs gave NaN logits, first at {first}. Check the model in float32."]
+    place = f" ({broken})" if broken else ""
+    return [f"Not a number. {len(failed)} runs gave NaN logits, first at {first}{place}. Check the model in float32."]
 
 
 def _baselines(table: Table) -> list[str]:

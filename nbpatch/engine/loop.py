@@ -89,7 +89,17 @@ def run_together(
     except KeyboardInterrupt:
         stopped = True
     seconds = time.perf_counter() - started
-    return [_finish(table, model, engine, stopped=stopped, seconds=seconds) for table in tables]
+    results = [_finish(table, model, engine, stopped=stopped, seconds=seconds) for table in tables]
+    return [replace(one, warnings=(*_noticed(model), *one.warnings)) for one in results]
+
+
+def _noticed(model: Model) -> list[str]:
+    """Returns, once, that weights or hooks were changed since an earlier run."""
+    fit = fit_of(model)
+    if not fit.again:
+        return []
+    model.notes["fit"] = replace(fit, again=False)
+    return ["Weights or hooks of the model have changed since an earlier run. It was checked again; compare with care."]
 
 
 def _progress(tables: Sequence[Table], number: int) -> Progress:
@@ -108,7 +118,7 @@ def _engine(plans: Sequence[Plan], model: Model) -> Frontier | Replay:
     if fit.parts is not None and not reason:
         return Frontier(plans, model, fit.parts)
     for plan in plans:
-        model.check_component(plan.component)
+        model.check_replayed(plan.component)
     return Replay(plans, model, reason=reason, max_tokens=min(tokens_per_forward(plan, model) for plan in plans))
 
 
@@ -125,6 +135,9 @@ def tokens_per_forward(plan: Plan, model: Model) -> int:
 def _finish(table: Table, model: Model, engine: Frontier | Replay, *, stopped: bool, seconds: float) -> Result:
     plan = table.plan
     spent = {"name": engine.name, **engine.spent(), "seconds": round(seconds, 4)}
+    error = fit_of(model).error
+    if error is not None:
+        spent["error_against_float32"] = error
     provenance = _provenance(table, model, spent)
     data = _dataset(table)
     baselines = xr.Dataset(
@@ -134,7 +147,7 @@ def _finish(table: Table, model: Model, engine: Frontier | Replay, *, stopped: b
         },
         coords={"metric": [metric.name for metric in plan.metrics], "pair": np.arange(len(plan.tokenized))},
     )
-    return Result(data, baselines, provenance, lint(table, stopped=stopped), Origin(model, plan))
+    return Result(data, baselines, provenance, lint(table, stopped=stopped, broken=engine.broken), Origin(model, plan))
 
 
 def _dataset(table: Table) -> xr.Dataset:

@@ -31,6 +31,7 @@ class Replay:
     """
 
     name = "replay"
+    broken = ""
 
     def __init__(self, plans: Sequence[Plan], model: Model, *, reason: str, max_tokens: int) -> None:
         self.plans = plans

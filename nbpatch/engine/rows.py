@@ -133,16 +133,16 @@ def waves(rows: Rows, *, max_tokens: int, together: int = 0) -> Iterator[Rows]:
     cells = rows.cell // together if together else rows.cell
     order = np.lexsort((rows.last, rows.first, cells, rows.plan, -rows.enter))
     rows, cells = rows.take(order), cells[order]
-    cost = rows.tokens.cumsum()
-    target = cost[-1] / np.ceil(cost[-1] / max_tokens)
-    wave = ((cost - 1) // target).astype(np.int64)
-    if together:
-        _, inverse = np.unique(np.stack([rows.plan, cells]), axis=1, return_inverse=True)
-        first = np.full(inverse.max() + 1, np.iinfo(np.int64).max)
-        np.minimum.at(first, inverse, wave)
-        wave = first[inverse]
-    for number in np.unique(wave):
-        yield rows.take(wave == number)
+    changes = np.flatnonzero((np.diff(cells) != 0) | (np.diff(rows.plan) != 0)) + 1 if together else None
+    starts = np.arange(len(rows)) if changes is None else np.concatenate([[0], changes])
+    ends = np.append(np.add.reduceat(rows.tokens, starts).cumsum(), np.iinfo(np.int64).max)
+    limit = min(max_tokens, np.ceil(ends[-2] / np.ceil(ends[-2] / max_tokens)) + rows.tokens.max())
+    begin = 0
+    while begin < len(starts):
+        before = ends[begin - 1] if begin else 0
+        end = max(begin + 1, int(np.searchsorted(ends, before + limit, side="right")))
+        yield rows.take(slice(starts[begin], starts[end] if end < len(starts) else len(rows)))
+        begin = end
 
 
 def fits(plan: Plan) -> str:

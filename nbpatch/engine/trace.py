@@ -67,6 +67,14 @@ class Trace:
     logits: Float[Tensor, "run d_vocab"]
     returns: Mapping[int, int] = field(default_factory=dict[int, int])
 
+    def first_nan(self, run: int) -> int | None:
+        """Returns the first layer whose output is not finite in a run; None for none."""
+        length = int(self.lengths[run])
+        for layer in range(len(self.layers)):
+            if not bool(torch.isfinite(self.pre(layer + 1)[run, :length]).all()):
+                return layer
+        return None
+
     def pre(self, layer: int) -> Float[Tensor, "run pos d_model"]:
         """Returns the input of a block, or the last block's output for the layer behind it."""
         return self.out if layer == len(self.layers) else self.layers[layer].pre

@@ -40,10 +40,20 @@ class Group:
 
 
 class Walk:
-    """One wave on its way through the layers."""
+    """One wave on its way through the layers.
 
-    def __init__(self, rows: Rows, parts: Parts, trace: Trace, *, bucket: int) -> None:
+    Args:
+        bucket: suffixes start at multiples of it: fewer, larger groups for a few positions more.
+        watch: look for the first layer that gives something else than numbers.
+
+    Attributes:
+        first_nan: that layer, once the walk is done.
+    """
+
+    def __init__(self, rows: Rows, parts: Parts, trace: Trace, *, bucket: int, watch: bool = False) -> None:
         self.parts = parts
+        self.watch = watch
+        self.first_nan: int | None = None
         self.trace = trace
         self.device = trace.out.device
         self.n_layers = len(parts.blocks)
@@ -106,6 +116,10 @@ class Walk:
         active = [(group, count) for group, count in active if count]
         entries = [np.flatnonzero((self.rows.kind == kind) & (self.rows.layer == layer)) for kind in (1, 2, 3, 4)]
         last = layer == self.n_layers - 1
+        if last and any(
+            (self.rows.alone[rows] & (self.rows.pos[rows] != self.rows.last[rows])).any() for rows in entries
+        ):
+            raise PatchNotApplied("nothing reads the last layer there.", fix="the answer position")
         if not active and not any(map(len, entries)):
             return
         spans = [self._span(rows, last=last) for rows in entries]
@@ -131,10 +145,11 @@ class Walk:
         block, seen = self.parts.blocks[layer], self.trace.layers[layer]
         packed = [self.hidden[group.at : group.at + count * group.size] for group, count in active]
         dense = sum(map(len, packed))
-        hidden = torch.cat([*packed, pre, *(self._base(layer, span) for span in spans[1:])])
+        stream, added = self._behind(layer, spans)
+        hidden = torch.cat([*packed, pre, stream])
         project: Any = block.project
         heads = project(z[None])[0] if len(z) else pre[:0]
-        written = torch.cat([heads, *self._attention_written(layer, spans)])
+        written = torch.cat([heads, added])
         shims = self._shims(block, dense, len(heads), written, hidden, spans, layer)
         positions = [np.tile(np.arange(group.start, group.start + group.size), count) for group, count in active]
         where = self._index(np.concatenate([*positions, np.empty(0, np.int64)]))
@@ -149,13 +164,16 @@ class Walk:
             raise PatchNotApplied(f"layer {layer} did not run its {lost[0]} once.", fix='model.engine = "replay"')
         return (out[0] if isinstance(out, tuple) else out)[0]
 
-    def _attention_written(self, layer: int, spans: Sequence[Tokens]) -> list[Tensor]:
-        """Returns what attention writes for tokens that enter behind it: patched for ATTN, as in the base run else."""
-        seen = self.trace.layers[layer]
-        parts = [written_values(self.trace, layer, spans[ATTN - 1], self.rows)] if len(spans[ATTN - 1]) else []
-        return parts + [
-            vectors(seen.attn_out, self.rows.run[span.owner], span.position) for span in spans[2:] if len(span)
-        ]
+    def _behind(self, layer: int, spans: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
+        """Returns the stream, and what attention adds to it, for tokens that enter behind attention."""
+        seen, none = self.trace.layers[layer], self.final[:0]
+        patched = (
+            written_values(self.trace, layer, spans[ATTN - 1], self.rows) if len(spans[ATTN - 1]) else (none, none)
+        )
+        later = [span for span in spans[ATTN:] if len(span)]
+        streams = [self._base(layer, span) for span in later]
+        added = [vectors(seen.attn_out, self.rows.run[span.owner], span.position) for span in later]
+        return torch.cat([patched[0], *streams]), torch.cat([patched[1], *added])
 
     def _shims(
         self,
@@ -207,6 +225,8 @@ class Walk:
 
     def _keep(self, layer: int, active: Sequence[tuple[Group, int]], out: Tensor, spans: Sequence[Tokens]) -> None:
         """Puts a block's output where the next layer finds it."""
+        if self.watch and self.first_nan is None and not bool(torch.isfinite(out).all()):
+            self.first_nan = layer
         done = 0
         for group, count in active:
             size = count * group.size
