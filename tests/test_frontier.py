@@ -116,20 +116,20 @@ def test_law_the_order_of_pairs_changes_nothing(family, component, order):
 
 
 @st.composite
-def texts(draw: st.DrawFn) -> PromptPair:
-    """A pair that differs in one to four words."""
+def texts(draw: st.DrawFn) -> tuple[str, ...]:
+    """What to make a pair of that differs in one to four words."""
     words = [word for word in micro.WORDS if word.startswith(" ")]
     clean = draw(st.lists(st.sampled_from(words), min_size=2, max_size=8))
     corrupted = list(clean)
     for place in draw(st.lists(st.integers(0, len(clean) - 1), min_size=1, max_size=4, unique=True)):
         corrupted[place] = draw(st.sampled_from([word for word in words if word != clean[place]]))
-    return PromptPair("".join(clean), "".join(corrupted), " Mary", " John")
+    return "".join(clean), "".join(corrupted), " Mary", " John"
 
 
 @LAWS
 @given(FAMILIES, st.sampled_from(SWEEPABLE), st.lists(texts(), min_size=2, max_size=3))
-def test_law_pairs_of_several_lengths_are_what_they_are_alone(family, component, pairs):
-    model = small(family)
+def test_law_pairs_of_several_lengths_are_what_they_are_alone(family, component, drawn):
+    model, pairs = small(family), [PromptPair(*one) for one in drawn]
     together = fast(model, pairs, component, direction="both").data
     for number, pair in enumerate(pairs):
         alone = fast(model, pair, component, direction="both").data.isel(pair=0)
@@ -140,8 +140,8 @@ def test_law_pairs_of_several_lengths_are_what_they_are_alone(family, component,
 
 @LAWS
 @given(FAMILIES, st.sampled_from(SWEEPABLE), texts())
-def test_law_positions_before_the_first_difference_are_exactly_at_base(family, component, pair):
-    model = small(family)
+def test_law_positions_before_the_first_difference_are_exactly_at_base(family, component, drawn):
+    model, pair = small(family), PromptPair(*drawn)
     axis = "dest" if component == "pattern" else "pos"
     result = fast(model, pair, component, ("layer", axis), direction="both")
     first = model.tokenize(pair)[0].first_difference
@@ -203,7 +203,7 @@ def patient() -> tuple[Model, PromptPair]:
         block.attn.bias = torch.tril(torch.ones(256, 256, dtype=torch.bool)).view(1, 1, 256, 256)
     words = [micro.WORDS[3 + place % 4] for place in range(LENGTH - 1)]
     other = [*words]
-    other[170] = " Paul"
+    other[99] = " Paul"
     return load((hf, micro.tokenizer())), PromptPair("".join(words), "".join(other), " Mary", " John")
 
 
@@ -240,12 +240,12 @@ def with_budget(budget: int | None) -> tuple[Result, int]:
 def test_a_small_budget_takes_more_waves_less_memory_and_gives_the_same():
     model, _ = patient()
     assert model.probe.engine == "frontier"
-    (roomy, most), (tight, least) = with_budget(2**30), with_budget(1_300_000)
+    (roomy, most), (tight, least) = with_budget(2**30), with_budget(2_800_000)
     assert tight.provenance["engine"]["waves"] > roomy.provenance["engine"]["waves"]
     assert least < most
-    assert least < 1_300_000
+    assert least < 2_800_000
     np.testing.assert_allclose(values(tight), values(roomy), atol=TOLERANCE)
-    assert (roomy.data["state"] == MEASURED).sum() == 30
+    assert (roomy.data["state"] == MEASURED).sum() == 101
 
 
 NO_ROOM = """\
@@ -303,11 +303,15 @@ def test_a_patch_that_cures_what_is_not_a_number_is_measured(component):
         model._hf.transformer.wte.weight.data = model._hf.transformer.wte.weight.detach().clone()
         model._hf.lm_head.weight = torch.nn.Parameter(model._hf.lm_head.weight.detach().clone())
         model._hf.transformer.wte.weight[micro.WORDS.index(" went") + 2] = NOWHERE
-    one, other = (engine(model, PAIRS[2], component) for engine in (patch, slow))
-    assert (one.data["state"].to_numpy() == other.data["state"].to_numpy()).all()
-    np.testing.assert_allclose(values(one), values(other), atol=TOLERANCE)
-    if component.startswith("resid"):
-        assert (one.data["state"] == MEASURED).any()
+    one, other = (engine(model, PAIRS[2], component).data for engine in (fast, slow))
+    found, expected = one["logit_diff"].to_numpy(), other["logit_diff"].to_numpy()
+    # A weight of 0 times a value that is no number is none: in lower layers it reaches back, in a whole forward too.
+    finite = np.isfinite(found)
+    np.testing.assert_allclose(found[finite], expected[finite], atol=TOLERANCE)
+    assert (one["state"].to_numpy()[..., 0][finite[..., 0]] == MEASURED).all()
+    if component in ("resid_mid", "resid_post"):
+        assert np.isfinite(found[-1, -1]).all()
+        assert (finite == np.isfinite(expected)).all()
 
 
 def test_attention_that_writes_nothing_is_no_failure():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from nbpatch.engine.rows import ATTN, HEADS, Rows, rows_of, waves, why_not
-from nbpatch.plan import Cost, Plan
+from nbpatch.plan import NOT_RUN, Cost, Plan
 
 _SHARE_OF_PEAK = 0.8
 """How much of the machine's rate for large matrix products a walk reaches."""
@@ -23,17 +23,20 @@ def with_cost(plan: Plan, *, max_tokens: int, bytes_per_token: int, pass_seconds
         pass_seconds: time of one pass of few tokens through the model.
         rate: floating-point operations per second of large matrix products.
     """
-    shape, rows = plan.shape, rows_of([plan])
+    shape = plan.shape
     lengths = np.array([[len(one.clean_ids), len(one.corrupted_ids)] for one in plan.tokenized])
     each = 2.0 * shape.layer_weights * shape.n_layers
     if why_not([plan]):
-        count, flops = int(np.ceil((rows.last + 1).sum() / max_tokens)), each * float((rows.last + 1).sum())
+        tokens = int(((plan.states == NOT_RUN).sum(axis=tuple(range(plan.states.ndim - 1))) * lengths[:, 0]).sum())
+        count, flops = int(np.ceil(tokens / max_tokens)), each * tokens
     else:
+        rows = rows_of([plan])
+        tokens = int(rows.tokens.sum())
         count, flops = sum(1 for _ in waves(rows, max_tokens=max_tokens)), cone_flops(rows, plan)
     flops += each * float(lengths.sum())
     if not all(metric.local for metric in plan.metrics):
-        flops += 2.0 * len(rows) * shape.d_model * shape.d_vocab
-    widest = min(max_tokens, int(rows.tokens.sum())) if len(rows) else 0
+        flops += 2.0 * plan.n_runs * shape.d_model * shape.d_vocab
+    widest = min(max_tokens, tokens)
     kept = int(lengths.sum()) * shape.n_layers * (3 * shape.d_model + 2 * shape.n_kv_heads * shape.d_head)
     seconds = (1 + count) * pass_seconds + count * shape.n_layers * _PER_LAYER + flops / (_SHARE_OF_PEAK * rate)
     return replace(plan, cost=Cost(count, flops, 4 * kept + widest * bytes_per_token, seconds))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nbpatch.engine.rows import COMPONENT_NAMES, HEADS, MLP, PRE, WHOLE, Ints, Rows
 from nbpatch.errors import PlanError, SiteError, suggest
 from nbpatch.metrics import Metric, check_wrong
-from nbpatch.plan import DIRECTIONS, EXACT, NOT_RUN, Plan
+from nbpatch.plan import DIRECTIONS, EXACT, NOT_RUN, Direction, Plan
 from nbpatch.prompts import TokenizedPair
 from nbpatch.result import STATES
 from nbpatch.sites import ModelShape
@@ -95,7 +95,7 @@ def make_edge_plan(
     """
     senders, receivers = ends
     axes = edge_axes(senders, receivers, over)
-    directions = tuple(one for one in DIRECTIONS if direction in (one, "both"))
+    directions: tuple[Direction, ...] = tuple(one for one in DIRECTIONS if direction in (one, "both"))
     if not directions:
         raise PlanError(
             f"no direction {direction!r}.", where="direction", fix=suggest(direction, [*DIRECTIONS, "both"])
@@ -171,10 +171,10 @@ def _exact(
     Without a differing token there is none; embeddings differ at the differing tokens only, and at the end of the
     model only the answer position is read.
     """
-    nothing = np.full([1] * len(place), one.first_difference is None)
-    if senders != "embed" or one.clean_end in one.differs or receivers in ("k", "v"):
-        return nothing
-    return nothing | (place["layer"] == n_layers - 1 if "layer" in place else np.True_)
+    same, every = one.first_difference is None, [1] * len(place)
+    if same or senders != "embed" or one.clean_end in one.differs or receivers in ("k", "v"):
+        return np.full(every, same)
+    return place["layer"] == n_layers - 1 if "layer" in place else np.ones(every, np.bool_)
 
 
 def _along(values: Ints, axes: tuple[str, ...], axis: str) -> Ints:
