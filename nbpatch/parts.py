@@ -56,17 +56,18 @@ class Block:
 
     @cached_property
     def mlp_weights(self) -> int:
-        """Weights a token meets in the MLP."""
+        """Weights a token meets in the MLP; experts lie in one tensor of three axes, and a token meets some of them."""
         if self.mlp is None:
             return _matrices(self.module) - self.attention_weights
-        config = getattr(self.mlp, "config", None)
-        experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 1
-        chosen = getattr(config, "num_experts_per_tok", None) or 1
-        return _matrices(self.mlp) * chosen // experts if experts > 1 else _matrices(self.mlp)
+        stacks = [weight for weight in self.mlp.parameters() if weight.ndim == 3]
+        config = getattr(self.attention, "config", None)
+        chosen = int(getattr(config, "num_experts_per_tok", None) or 1)
+        met = sum(weight.numel() * chosen // weight.shape[0] for weight in stacks)
+        return _matrices(self.mlp) + met
 
 
 def _matrices(module: nn.Module) -> int:
-    return sum(weight.numel() for weight in module.parameters() if weight.ndim > 1)
+    return sum(weight.numel() for weight in module.parameters() if weight.ndim == 2)
 
 
 _TANH_GELUS = ("NewGELUActivation", "FastGELUActivation")

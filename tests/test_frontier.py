@@ -33,7 +33,7 @@ PAIRS = (
     PromptPair(" John gave a drink to Mary and went", " John gave the drink to Paul and went", " Mary", " Paul"),
     PromptPair(" Mary and John gave", " Mary and John went", " a", " to"),
 )
-LAWS = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+LAWS = settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 FAMILIES = st.sampled_from(["gpt2", "llama"])
 OVERS = [
     (component, ("layer", *others))
@@ -50,6 +50,17 @@ def fresh(family: str, layers: int = 3) -> Model:
 @lru_cache(maxsize=2)
 def small(family: str) -> Model:
     return fresh(family)
+
+
+@lru_cache(maxsize=2)
+def spoiled(table: str, place: int) -> Model:
+    """A model in one of whose embedding tables one row is not a number, the unembedding apart from it."""
+    model = fresh("gpt2")
+    embeddings = getattr(model._hf.transformer, table)
+    embeddings.weight = torch.nn.Parameter(embeddings.weight.detach().clone())
+    with torch.no_grad():
+        embeddings.weight[place] = float("nan")
+    return model
 
 
 def values(result: Result, name: str = "logit_diff") -> np.ndarray:
@@ -76,6 +87,7 @@ def slow(model: Model, pairs: Any, component: str, over: Any = None, **options: 
 @pytest.mark.parametrize(("component", "over"), OVERS)
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_every_component_over_any_axes_equals_replay(family, component, over):
+    """In both directions where there are few cells, in one where there are hundreds."""
     model = small(family)
     many = {"neuron", "pos"} <= set(over) or "src" in over
     pairs = PAIRS[2:] if many else PAIRS[:2]
@@ -265,13 +277,11 @@ def test_a_budget_too_small_for_one_run_names_one_that_is_enough():
 
 # -- what is not a number
 
-NOWHERE = float("nan")
-
 
 def test_a_late_layer_that_is_not_a_number_fails_every_run_and_says_so():
     model = fresh("gpt2")
     with torch.no_grad():
-        model._hf.transformer.h[2].mlp.c_fc.weight[3, 5] = NOWHERE
+        model._hf.transformer.h[2].mlp.c_fc.weight[3, 5] = float("nan")
     result = patch(model, PAIRS[0], "z", "layer head pos")
     state = result.data["state"].to_numpy()
     assert set(np.unique(state)) == {EXACT, FAILED}
@@ -282,11 +292,8 @@ def test_a_late_layer_that_is_not_a_number_fails_every_run_and_says_so():
 @pytest.mark.parametrize("component", SWEEPABLE)
 def test_a_pair_that_is_not_a_number_leaves_the_others_intact(component):
     """Position 8 is not a number, and only the second pair is so long."""
-    model = fresh("gpt2")
     right = fast(small("gpt2"), PAIRS, component, direction="both").data
-    with torch.no_grad():
-        model._hf.transformer.wpe.weight[8] = NOWHERE
-    result = fast(model, PAIRS, component, direction="both").data
+    result = fast(spoiled("wpe", 8), PAIRS, component, direction="both").data
     assert (result["state"].isel(pair=1) != MEASURED).all()
     assert (result["state"].isel(pair=1) == FAILED).any()
     assert result["logit_diff"].isel(pair=1).isnull().all()
@@ -298,11 +305,7 @@ def test_a_pair_that_is_not_a_number_leaves_the_others_intact(component):
 @pytest.mark.parametrize("component", SWEEPABLE)
 def test_a_patch_that_cures_what_is_not_a_number_is_measured(component):
     """The corrupted answer token's embedding is not a number: patches that replace all that came of it are fine."""
-    model = fresh("gpt2")
-    with torch.no_grad():
-        model._hf.transformer.wte.weight.data = model._hf.transformer.wte.weight.detach().clone()
-        model._hf.lm_head.weight = torch.nn.Parameter(model._hf.lm_head.weight.detach().clone())
-        model._hf.transformer.wte.weight[micro.WORDS.index(" went") + 2] = NOWHERE
+    model = spoiled("wte", micro.WORDS.index(" went") + 2)
     one, other = (engine(model, PAIRS[2], component).data for engine in (fast, slow))
     found, expected = one["logit_diff"].to_numpy(), other["logit_diff"].to_numpy()
     # A weight of 0 times a value that is no number is none: in lower layers it reaches back, in a whole forward too.
@@ -331,7 +334,7 @@ def test_attention_that_writes_nothing_is_no_failure():
 def test_half_precision_is_as_near_to_its_replay_as_the_numbers_are_fine(family, dtype, tolerance):
     exact = small(family)
     model = load((fresh(family)._hf.to(dtype), micro.tokenizer()))
-    for component in ("resid_pre", "resid_mid", "z", "k", "pattern", "mlp_post"):
+    for component in ("resid_mid", "k", "pattern"):
         half, other = fast(model, PAIRS[1], component, "layer"), slow(model, PAIRS[1], component, "layer")
         full = fast(exact, PAIRS[1], component, "layer")
         np.testing.assert_allclose(values(half), values(other), atol=tolerance)

@@ -81,7 +81,7 @@ def test_a_model_without_an_adapter_is_unfit_with_its_name():
     hf = families.build("gpt2")
     type_of_its_own = type("HomeMadeForCausalLM", (type(hf),), {})
     hf.__class__ = type_of_its_own
-    with pytest.raises(Unfit, match="^TransformerLens has no adapter for HomeMadeForCausalLM$"):
+    with pytest.raises(Unfit, match=r"^TransformerLens has no adapter for HomeMadeForCausalLM$"):
         find_parts(hf)
 
 

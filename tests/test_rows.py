@@ -1,5 +1,6 @@
 """Patched runs as rows: each planned run once, decoded as the plan means it, in waves that keep their promises."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -148,7 +149,7 @@ def test_the_deepest_layers_come_first(drawn, most, whole):
     plans = plans_of(drawn)
     together = len(plans[0].tokenized) if whole else 0
     found = list(waves(rows_of(plans), max_tokens=most, together=together))
-    for earlier, later in zip(found, found[1:], strict=False):
+    for earlier, later in itertools.pairwise(found):
         assert earlier.enter.min() >= later.enter.max()
 
 

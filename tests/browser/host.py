@@ -15,6 +15,7 @@ import urllib.request
 from pathlib import Path
 
 import nbformat
+import pytest
 
 FLAGS = [
     "--no-sandbox",
@@ -203,7 +204,9 @@ class Book:
         """Waits until an expression in the kernel has a value; fails with the last one seen."""
         deadline = time.monotonic() + seconds
         while (seen := self.python(expression)) != expected:
-            assert time.monotonic() < deadline, f"{expression} is {seen!r}, not {expected!r}"
+            if time.monotonic() > deadline:
+                failure = self.python("repr(getattr(bench(), '_failure', None))") if "bench" in expression else ""
+                pytest.fail(f"{expression} is {seen!r}, not {expected!r} {failure}")
             self.page.wait_for_timeout(100)
         return seen
 

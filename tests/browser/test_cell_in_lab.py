@@ -14,13 +14,14 @@ LONG = f'%%patch --component pattern --over "layer head dest src" --direction bo
 SLOW = """\
 %load_ext nbpatch
 import time
-from nbpatch.model import Model
+from nbpatch.engine import frontier
 
-plain = Model.answer_logits
-def slow(self, ids, hooks=()):
+plain = frontier.Walk
+def slow(*rows, **options):
     time.sleep(0.05)
-    return plain(self, ids, hooks)
-Model.answer_logits = slow
+    return plain(*rows, **options)
+frontier.Walk = slow
+frontier.MOST_TOKENS = 64
 """
 COUNTS = "{str(k): int((long.data['state'] == k).sum()) for k in (0, 2)}"
 
