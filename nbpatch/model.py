@@ -506,9 +506,11 @@ def probe_bridge(model: Model) -> Mapping[str, Capability]:
 
 
 def _own_hooks(module: Any) -> bool:
-    """Whether a module carries hooks that are not TransformerLens's."""
+    """Whether a module carries hooks that are neither TransformerLens's nor transformers' own."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    return any(not str(getattr(hook, "__module__", "")).startswith("transformer_lens") for hook in hooks)
+    return any(
+        not str(getattr(hook, "__module__", "")).startswith(("transformer_lens.", "transformers.")) for hook in hooks
+    )
 
 
 def _probe(model: Model, component: str) -> Capability:

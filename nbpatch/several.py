@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 from nbpatch.result import STATES, Result
@@ -26,8 +25,6 @@ def together(results: Sequence[Result]) -> Result:
     names = [str(one.provenance["component"]) for one in results]
     labels = list(dict.fromkeys(label for one in results for label in _heads(one)))
     mixed = len({type(label) for label in labels}) > 1
-    parts = [_spread(one.data, labels, mixed=mixed) for one in results]
-    joined: Any = xr.concat(parts, pd.Index(names, dtype=object, name="component"))
     made = {
         **first.provenance,
         "component": " ".join(names),
@@ -39,22 +36,35 @@ def together(results: Sequence[Result]) -> Result:
     }
     warnings = tuple(dict.fromkeys(warning for one in results for warning in one.warnings))
     origin = None if first.origin is None else {name: one.origin for name, one in zip(names, results, strict=True)}
-    return replace(first, data=joined.set_coords("state"), provenance=made, warnings=warnings, origin=origin)
+    data = _joined(results, names, labels, mixed=mixed)
+    return replace(first, data=data, provenance=made, warnings=warnings, origin=origin)
 
 
 def _heads(one: Result) -> list[Any]:
     return one.data["head"].to_numpy().tolist() if "head" in one.data.dims else []
 
 
-def _spread(data: xr.Dataset, labels: Sequence[Any], *, mixed: bool) -> xr.Dataset:
-    """Returns a component's data on the heads of all components."""
-    flat: Any = data.reset_coords("state")
-    if mixed:
-        flat = flat.assign_coords(head=[str(label) for label in flat["head"].to_numpy()])
-        labels = [str(label) for label in labels]
-    if not labels:
-        return flat
-    return flat.reindex(head=list(labels), fill_value={"state": np.int8(_NO_POSITION)})
+def _joined(results: Sequence[Result], names: Sequence[str], labels: Sequence[Any], *, mixed: bool) -> xr.Dataset:
+    """Returns the components' data behind each other, on the heads of all of them."""
+    example = results[0].data
+    dims = tuple(str(dim) for dim in example["state"].dims)
+    axis = dims.index("head") if "head" in dims else 0
+    shape = [len(labels) if dim == "head" else example.sizes[dim] for dim in dims]
+    values = {name: np.full((len(results), *shape), np.nan) for name in results[0].metrics}
+    state = np.full((len(results), *shape), _NO_POSITION, np.int8)
+    for number, one in enumerate(results):
+        there = [labels.index(label) for label in _heads(one)] if labels else list(range(shape[axis]))
+        where = (number, *(slice(None),) * axis, there)
+        state[where] = np.moveaxis(one.data["state"].to_numpy(), axis, 0) if axis else one.data["state"].to_numpy()
+        for name, table in values.items():
+            table[where] = np.moveaxis(one.data[name].to_numpy(), axis, 0) if axis else one.data[name].to_numpy()
+    coords: dict[str, Any] = {str(name): example[name] for name in example.coords if name not in ("state", "head")}
+    if labels:
+        coords["head"] = [str(label) for label in labels] if mixed else list(labels)
+    coords["component"] = ("component", np.array(names, object))
+    coords["state"] = (("component", *dims), state)
+    data = {name: (("component", *dims), table, example[name].attrs) for name, table in values.items()}
+    return xr.Dataset(data, coords=coords)
 
 
 def _summed(engines: Sequence[dict[str, Any]]) -> dict[str, Any]:

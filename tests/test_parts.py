@@ -119,7 +119,6 @@ def test_the_operations_of_a_block_without_an_mlp_module_are_the_rest_of_its_mat
     assert block.weights == sum(one.weight.numel() for one in block.module.modules() if isinstance(one, nn.Linear))
 
 
-@pytest.mark.xfail(reason="notes/bugs.md 13: all experts are counted where the mixture keeps no configuration")
 def test_the_operations_of_a_mixture_are_those_of_the_experts_chosen():
     block = find_parts(families.build("mixtral")).blocks[0]
     experts = 4 * 3 * WIDTH * 48 + 4 * WIDTH

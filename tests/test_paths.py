@@ -42,6 +42,7 @@ PAIR = PromptPair(
     wrong=" John",
 )
 LATE = PromptPair(clean=" Mary and John gave a ball", corrupted=" Mary and John gave a drink", answer=" to", wrong=" a")
+BOTH = PromptPair(clean=" Mary and John gave a ball", corrupted=" Mary and Paul gave a drink", answer=" to", wrong=" a")
 EARLY = PromptPair(clean=" Mary and John gave", corrupted=" John and Mary gave", answer=" Paul", wrong=" Mary")
 
 
@@ -82,7 +83,7 @@ def compare(model: Model, slow: Twin, pair: PromptPair, ends: tuple[str, str], c
 @pytest.mark.parametrize("ends", ENDS, ids=lambda ends: f"{ends[0]}-{ends[1]}")
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_every_edge_equals_three_hand_written_forwards(family, ends):
-    strongest = compare(small(family), twin(family), LATE, ends)
+    strongest = compare(small(family), twin(family), BOTH, ends)
     assert strongest > 1e-3, "the sweep shows no effect to compare"
 
 
@@ -91,7 +92,8 @@ def test_edges_that_carry_nothing_by_construction_carry_nothing_in_the_twin():
     result = path_patch(small("llama"), PAIR, "embed", "q")
     assert (result.data["state"].isel(layer=-1) == EXACT).all()
     assert (result.data["state"].isel(layer=slice(0, -1)) == MEASURED).all()
-    compare(small("llama"), twin("llama"), PAIR, ("embed", "q"))
+    for receivers in RECEIVERS:
+        compare(small("llama"), twin("llama"), EARLY, ("embed", receivers))
 
 
 def slow_family(family: str) -> Twin:
@@ -246,6 +248,8 @@ def test_pairs_of_all_lengths_small_waves_and_the_order_of_axes_change_nothing(f
     assert waves.data["logit_diff"].dims == ("direction", *turned.split(), "pair")
     for name in ("logit_diff", "log_prob"):
         np.testing.assert_allclose(waves.data[name].transpose(*whole.data[name].dims), whole.data[name], atol=1e-5)
+    likely = path_patch(model, pairs, *ends, direction="both", metric="log_prob")
+    np.testing.assert_allclose(whole.data["log_prob"], likely.data["log_prob"], atol=1e-5)
     for number, pair in enumerate(pairs):
         alone = path_patch(model, pair, *ends, direction="both").data["logit_diff"].isel(pair=0)
         np.testing.assert_allclose(whole.data["logit_diff"].isel(pair=number), alone, atol=1e-5)
@@ -285,6 +289,7 @@ def test_the_result_says_what_it_is_and_what_made_it(tmp_path):
     again = read(result.save(tmp_path / "edges.nc"))
     np.testing.assert_array_equal(again.data["logit_diff"], result.data["logit_diff"])
     assert "path_patch" in repr(again)
+    assert again._repr_mimebundle_() is not None, "a notebook shows the result"
     assert "path_patch" in again.card()
 
 
@@ -361,6 +366,13 @@ def nothing_attended(module, q, k, v, mask, options):
 def test_an_mlp_that_does_not_read_the_changed_input_is_an_error(monkeypatch):
     monkeypatch.setattr(edges, "all_replaced", lambda methods: nullcontext())
     with pytest.raises(PatchNotApplied, match="attention was computed where it should have been given"):
+        path_patch(small("gpt2"), PAIR, "z", "mlp")
+
+
+def test_an_mlp_that_is_not_run_is_an_error(monkeypatch):
+    replaced = edges.all_replaced
+    monkeypatch.setattr(edges, "all_replaced", lambda methods: replaced(methods[:-1]))
+    with pytest.raises(PatchNotApplied, match="did not run its MLP on the changed input"):
         path_patch(small("gpt2"), PAIR, "z", "mlp")
 
 

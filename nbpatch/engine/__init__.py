@@ -3,7 +3,8 @@
 from nbpatch.engine.cost import with_cost
 from nbpatch.engine.fit import probe, speed_of
 from nbpatch.engine.frontier import bytes_per_token, most_tokens
-from nbpatch.engine.loop import Origin, Progress, run, run_together
+from nbpatch.engine.loop import Progress, run, run_together
+from nbpatch.engine.outcome import Origin
 from nbpatch.model import Model, load
 from nbpatch.plan import Plan
 

@@ -1,35 +1,21 @@
 """The contents page of a run: base runs, waves, measuring, progress, stopping, the result."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-import numpy as np
-import xarray as xr
-
-from nbpatch.engine.describe import describe_model, describe_tokens, describe_versions
-from nbpatch.engine.fit import fit_of
+from nbpatch.engine.fit import Fit, fit_of
 from nbpatch.engine.frontier import Frontier
-from nbpatch.engine.lint import lint
+from nbpatch.engine.outcome import results_of
 from nbpatch.engine.replay import Replay
 from nbpatch.engine.rows import why_not
 from nbpatch.engine.table import Progress, Table
 from nbpatch.model import Model
-from nbpatch.plan import EXACT, MEASURED, Plan
+from nbpatch.plan import Plan
 from nbpatch.result import Result
-from nbpatch.sites import COMPONENTS
 
 MAX_TOKENS = 2048
 """Prompt tokens per forward: more is no faster on a CPU, and progress and stopping would become coarse."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """The live model and plan of a result, for widgets that go on from it. Never saved."""
-
-    model: Model
-    plan: Plan
 
 
 def ignore(progress: Progress) -> None:
@@ -74,7 +60,8 @@ def run_together(
     Args and errors are those of `run`; progress counts the runs of all plans and shows the table just filled.
     """
     started = time.perf_counter()
-    engine = _engine(plans, model)
+    fit = fit_of(model)
+    engine = _engine(plans, model, fit)
     tables = [Table(plan, engine.trace()) for plan in plans[:1]]
     tables += [Table(plan, tables[0].runs) for plan in plans[1:]]
     stopped = False
@@ -89,17 +76,22 @@ def run_together(
     except KeyboardInterrupt:
         stopped = True
     seconds = time.perf_counter() - started
-    results = [_finish(table, model, engine, stopped=stopped, seconds=seconds) for table in tables]
-    return [replace(one, warnings=(*_noticed(model), *one.warnings)) for one in results]
+    spent = {"name": engine.name, **engine.spent(), "seconds": round(seconds, 4), **_precision(fit)}
+    return results_of(tables, model, spent, _noticed(model, fit), stopped=stopped, broken=engine.broken)
 
 
-def _noticed(model: Model) -> list[str]:
+def _noticed(model: Model, fit: Fit) -> tuple[str, ...]:
     """Returns, once, that weights or hooks were changed since an earlier run."""
-    fit = fit_of(model)
     if not fit.again:
-        return []
+        return ()
     model.notes["fit"] = replace(fit, again=False)
-    return ["Weights or hooks of the model have changed since an earlier run. It was checked again; compare with care."]
+    return (
+        "Weights or hooks of the model have changed since an earlier run. It was checked again; compare with care.",
+    )
+
+
+def _precision(fit: Fit) -> dict[str, float]:
+    return {} if fit.error is None else {"error_against_float32": fit.error}
 
 
 def _progress(tables: Sequence[Table], number: int) -> Progress:
@@ -108,9 +100,8 @@ def _progress(tables: Sequence[Table], number: int) -> Progress:
     return replace(each[number], done=sum(one.done for one in each), total=sum(one.total for one in each))
 
 
-def _engine(plans: Sequence[Plan], model: Model) -> Frontier | Replay:
+def _engine(plans: Sequence[Plan], model: Model, fit: Fit) -> Frontier | Replay:
     """Returns the fastest engine that is exact for these plans on this model."""
-    fit = fit_of(model)
     asked = "" if model.engine == "auto" else "asked for"
     reason = (
         asked or fit.reason or why_not(plans) or next((why for plan in plans if (why := fit.works[plan.component])), "")
@@ -130,76 +121,3 @@ def tokens_per_forward(plan: Plan, model: Model) -> int:
     bytes_per_row = 4 * shape.d_vocab * 4
     fits = model.memory_budget() // (bytes_per_token + bytes_per_row // longest)
     return max(longest, min(MAX_TOKENS, fits))
-
-
-def _finish(table: Table, model: Model, engine: Frontier | Replay, *, stopped: bool, seconds: float) -> Result:
-    plan = table.plan
-    spent = {"name": engine.name, **engine.spent(), "seconds": round(seconds, 4)}
-    error = fit_of(model).error
-    if error is not None:
-        spent["error_against_float32"] = error
-    provenance = _provenance(table, model, spent)
-    data = _dataset(table)
-    baselines = xr.Dataset(
-        {
-            run: (("metric", "pair"), np.stack([table.baselines[metric.name][run] for metric in plan.metrics]))
-            for run in ("clean", "corrupted")
-        },
-        coords={"metric": [metric.name for metric in plan.metrics], "pair": np.arange(len(plan.tokenized))},
-    )
-    return Result(data, baselines, provenance, lint(table, stopped=stopped, broken=engine.broken), Origin(model, plan))
-
-
-def _dataset(table: Table) -> xr.Dataset:
-    plan = table.plan
-    both = plan.both
-    dims = (*(("direction",) if both else ()), *plan.over, "pair")
-    coords: dict[str, Any] = {"direction": list(plan.directions)} if both else {}
-    for axis, size in zip(plan.over, table.state.shape[1:], strict=False):
-        coords[axis] = list(plan.shape.head_labels(plan.component)) if axis == "head" else np.arange(size)
-    coords["pair"] = np.arange(len(plan.tokenized))
-    coords["state"] = (dims, table.state if both else table.state[0])
-    return xr.Dataset(
-        {
-            metric.name: (
-                dims,
-                table.values[metric.name] if both else table.values[metric.name][0],
-                {"unit": metric.unit, "label": metric.label},
-            )
-            for metric in plan.metrics
-        },
-        coords=coords,
-    )
-
-
-def _provenance(table: Table, model: Model, spent: Mapping[str, Any]) -> dict[str, Any]:
-    plan = table.plan
-    return {
-        "method": "patch",
-        "component": plan.component,
-        "component_label": COMPONENTS[plan.component].label,
-        "over": list(plan.over),
-        "direction": "both" if plan.both else plan.directions[0],
-        "metrics": [metric.describe() for metric in plan.metrics],
-        "corruption": "counterfactual",
-        "model": describe_model(model),
-        "pairs": _describe_pairs(table, model),
-        "engine": {
-            **spent,
-            "cells": plan.n_cells,
-            "runs": plan.n_runs,
-            "run": int((table.state == MEASURED).sum()),
-            "exact": int((table.state == EXACT).sum()),
-        },
-        "versions": describe_versions(),
-        "seed": None,
-    }
-
-
-def _describe_pairs(table: Table, model: Model) -> list[dict[str, Any]]:
-    """Returns what the result keeps of each pair, with both base runs' likeliest next tokens."""
-    tops = {run: model.top_tokens(logits) for run, logits in table.runs.logits.items()}
-    return [
-        {**describe_tokens(one), "clean_top": tops["clean"][number], "corrupted_top": tops["corrupted"][number]}
-        for number, one in enumerate(table.plan.tokenized)
-    ]

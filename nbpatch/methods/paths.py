@@ -177,7 +177,7 @@ def _provenance(plan: EdgePlan, model: Model, table: Table, spent: Mapping[str, 
         "metrics": [metric.describe() for metric in plan.metrics],
         "corruption": "counterfactual",
         "model": describe_model(model),
-        "pairs": [describe_tokens(one) for one in plan.tokenized],
+        "pairs": _describe_pairs(plan, model, table),
         "engine": {
             **spent,
             "cells": plan.n_cells,
@@ -189,6 +189,14 @@ def _provenance(plan: EdgePlan, model: Model, table: Table, spent: Mapping[str, 
         "versions": describe_versions(),
         "seed": None,
     }
+
+
+def _describe_pairs(plan: EdgePlan, model: Model, table: Table) -> list[dict[str, Any]]:
+    tops = {f"{run}_top": model.top_tokens(logits) for run, logits in table.runs.logits.items()}
+    return [
+        {**describe_tokens(one), **{name: top[number] for name, top in tops.items()}}
+        for number, one in enumerate(plan.tokenized)
+    ]
 
 
 __all__ = ["RECEIVERS", "SENDERS", "VARIANTS", "path_patch"]

@@ -1,0 +1,119 @@
+"""From filled tables to results: labelled arrays, what made them, and what they cannot tell."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from nbpatch.engine.describe import describe_model, describe_tokens, describe_versions
+from nbpatch.engine.lint import lint
+from nbpatch.engine.table import Table
+from nbpatch.model import Model
+from nbpatch.plan import EXACT, MEASURED, Plan
+from nbpatch.result import Result
+from nbpatch.sites import COMPONENTS
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The live model and plan of a result, for widgets that go on from it. Never saved."""
+
+    model: Model
+    plan: Plan
+
+
+def results_of(
+    tables: Sequence[Table],
+    model: Model,
+    spent: Mapping[str, Any],
+    noticed: tuple[str, ...],
+    *,
+    stopped: bool,
+    broken: str,
+) -> list[Result]:
+    """Returns the results of plans that were run together.
+
+    Args:
+        spent: what the run took.
+        noticed: warnings about the model.
+        broken: where the first NaN appeared.
+    """
+    first = tables[0]
+    metrics = first.plan.metrics
+    baselines = xr.Dataset(
+        {
+            run: (("metric", "pair"), np.stack([first.baselines[metric.name][run] for metric in metrics]))
+            for run in ("clean", "corrupted")
+        },
+        coords={"metric": [metric.name for metric in metrics], "pair": np.arange(len(first.plan.tokenized))},
+    )
+    shared = {
+        "model": describe_model(model),
+        "pairs": _describe_pairs(first, model),
+        "versions": describe_versions(),
+        "seed": None,
+    }
+    return [
+        Result(
+            _dataset(table),
+            baselines,
+            {**_made(table, spent), **shared},
+            (*noticed, *lint(table, stopped=stopped, broken=broken)),
+            Origin(model, table.plan),
+        )
+        for table in tables
+    ]
+
+
+def _dataset(table: Table) -> xr.Dataset:
+    plan = table.plan
+    both = plan.both
+    dims = (*(("direction",) if both else ()), *plan.over, "pair")
+    coords: dict[str, Any] = {"direction": list(plan.directions)} if both else {}
+    for axis, size in zip(plan.over, table.state.shape[1:], strict=False):
+        coords[axis] = list(plan.shape.head_labels(plan.component)) if axis == "head" else np.arange(size)
+    coords["pair"] = np.arange(len(plan.tokenized))
+    coords["state"] = (dims, table.state if both else table.state[0])
+    return xr.Dataset(
+        {
+            metric.name: (
+                dims,
+                table.values[metric.name] if both else table.values[metric.name][0],
+                {"unit": metric.unit, "label": metric.label},
+            )
+            for metric in plan.metrics
+        },
+        coords=coords,
+    )
+
+
+def _made(table: Table, spent: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what of the provenance is the plan's own."""
+    plan = table.plan
+    return {
+        "method": "patch",
+        "component": plan.component,
+        "component_label": COMPONENTS[plan.component].label,
+        "over": list(plan.over),
+        "direction": "both" if plan.both else plan.directions[0],
+        "metrics": [metric.describe() for metric in plan.metrics],
+        "corruption": "counterfactual",
+        "engine": {
+            **spent,
+            "cells": plan.n_cells,
+            "runs": plan.n_runs,
+            "run": int((table.state == MEASURED).sum()),
+            "exact": int((table.state == EXACT).sum()),
+        },
+    }
+
+
+def _describe_pairs(table: Table, model: Model) -> list[dict[str, Any]]:
+    """Returns what the result keeps of each pair, with both base runs' likeliest next tokens."""
+    tops = {run: model.top_tokens(logits) for run, logits in table.runs.logits.items()}
+    return [
+        {**describe_tokens(one), "clean_top": tops["clean"][number], "corrupted_top": tops["corrupted"][number]}
+        for number, one in enumerate(table.plan.tokenized)
+    ]
