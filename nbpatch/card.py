@@ -7,6 +7,8 @@ import xarray as xr
 
 _METHOD = {
     "patch": "Activation patching: one site at a time takes its value from another run.",
+    "path_patch": "Direct path patching: one receiver's input gets what one sender writes in another run; the "
+    "receiver recomputes with it, everything else reads what it did.",
     "attention": "Attention patterns of the clean and the corrupted run; nothing was patched.",
 }
 
@@ -32,7 +34,7 @@ def write_card(made: Mapping[str, Any], baselines: xr.Dataset, warnings: Sequenc
     """
     rows = [("Method", _METHOD.get(made["method"], made["method"]))]
     rows += [("Model", _model(made["model"])), ("Prompts", _prompts(made["pairs"]))]
-    if made["method"] == "patch":
+    if made["method"] in ("patch", "path_patch"):
         rows += [
             ("Sites", f"{made['component']} over {' '.join(made['over'])}; an axis not named was patched whole."),
             ("Direction", _DIRECTION[made["direction"]]),

@@ -22,7 +22,7 @@ Direction = Literal["denoising", "noising"]
 
 DIRECTIONS: tuple[Direction, ...] = ("denoising", "noising")
 
-MEASURED, EXACT, NOT_RUN, NO_POSITION, FAILED = range(len(STATES))
+MEASURED, EXACT, NOT_RUN, NO_POSITION, FAILED, NO_PATH = range(len(STATES))
 
 
 @dataclass(frozen=True)

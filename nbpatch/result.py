@@ -21,7 +21,7 @@ from nbpatch import display
 from nbpatch.card import write_card
 from nbpatch.errors import ResultError, suggest
 
-STATES: tuple[str, ...] = ("measured", "exact", "not run", "no position", "failed")
+STATES: tuple[str, ...] = ("measured", "exact", "not run", "no position", "failed", "no causal path")
 """What a cell's `state` means: measured; the base value by construction, never run; the others are NaN."""
 
 REASONS: Mapping[str, str] = {
@@ -30,6 +30,7 @@ REASONS: Mapping[str, str] = {
     "not run": "not run: the run was stopped before this cell",
     "no position": "this pair has no such position, or none aligned with it",
     "failed": "the patched run gave NaN logits",
+    "no causal path": "the receiver reads the stream before this sender writes to it",
 }
 
 NO_GAP = 1e-4
@@ -287,7 +288,7 @@ class Result:
         return {**bundle[0], "text/plain": repr(self)}, bundle[1]
 
     def __repr__(self) -> str:
-        if self.provenance.get("method") != "patch":
+        if self.provenance.get("method") not in ("patch", "path_patch"):
             sizes = ", ".join(f"{dim} {size}" for dim, size in self.data.sizes.items())
             return f"Result of {self.provenance.get('method')} on {self.provenance['model']['name']} ({sizes})"
         lines = [self.headline(), "", *_table(self.top(8))]

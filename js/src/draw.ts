@@ -80,7 +80,7 @@ function drawCell(pen: Pen, scene: Scene, row: number, col: number): void {
   const state = table.map.state[index] ?? State.NotRun
   if (state === State.Exact) return dot(pen, box, theme)
   if (state === State.NotRun) return frame(pen, box, theme)
-  if (state === State.NoPosition || state === State.Failed || Number.isNaN(value))
+  if (state === State.NoPosition || state === State.NoPath || state === State.Failed || Number.isNaN(value))
     return nothing(pen, box, theme, state)
   const colour = diverging(value / scene.limit, theme)
   if (state === State.Estimate) return estimate(pen, box, boosted(value / scene.limit, theme))
@@ -118,10 +118,10 @@ function frame(pen: Pen, { x, y, w, h }: Box, theme: Theme): void {
   pen.strokeRect(x + 0.5, y + 0.5, w - 1, h - 1)
 }
 
-/** No value: −45° hatch and an outline; a missing position fainter than a failed run. */
+/** No value: −45° hatch and an outline; what is missing fainter than a failed run. */
 function nothing(pen: Pen, box: Box, theme: Theme, state: number): void {
   const t = TOKENS[theme]
-  hatch(pen, box, (state === State.NoPosition ? t.edge : t.ink3) as string, {
+  hatch(pen, box, (state === State.Failed ? t.ink3 : t.edge) as string, {
     step: 5,
     width: 0.8,
     rising: false,

@@ -66,6 +66,7 @@ export function counts(maps: readonly HeatMap[]): string {
     [of(State.Estimate), (n) => `${n} estimated`],
     [of(State.NotRun), (n) => `${n} not run`],
     [of(State.NoPosition), (n) => `${n} without a position`],
+    [of(State.NoPath), (n) => `${n} without a causal path`],
     [of(State.Failed), (n) => `${n} failed`],
   ]
   return parts.flatMap(([n, text]) => (n ? [text(n)] : [])).join(' · ')

@@ -137,6 +137,7 @@ export function reason(state: number): string {
   if (state === State.Exact) return 'exactly 0 by construction, not run'
   if (state === State.NotRun) return 'not run'
   if (state === State.NoPosition) return 'no such position in this pair'
+  if (state === State.NoPath) return 'no causal path: the receiver comes first'
   if (state === State.Failed) return 'no value: the run gave not-a-number'
   return state === State.Estimate ? 'estimate' : ''
 }

@@ -65,7 +65,15 @@ export interface MapKey {
   pair: number | 'mean'
 }
 
-export const State = { Measured: 0, Exact: 1, NotRun: 2, NoPosition: 3, Failed: 4, Estimate: 5 } as const
+export const State = {
+  Measured: 0,
+  Exact: 1,
+  NotRun: 2,
+  NoPosition: 3,
+  Failed: 4,
+  NoPath: 5,
+  Estimate: 6,
+} as const
 
 export interface HeatMap {
   gen: number

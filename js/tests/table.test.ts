@@ -145,6 +145,7 @@ describe('a cell in words', () => {
     expect(finding(map(), { layer: 0, pos: 0 })).toMatch(/exactly 0 by construction/)
     expect(finding(map(), { layer: 9, pos: 0 })).toBe('not on this map')
     expect(reason(State.NoPosition)).toMatch(/no such position/)
+    expect(reason(State.NoPath)).toMatch(/no causal path/)
   })
 
   it('does not divide by a gap that is none', () => {

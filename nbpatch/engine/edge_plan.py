@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from nbpatch.engine.rows import COMPONENT_NAMES, HEADS, MLP, PRE, WHOLE, Ints, Rows
 from nbpatch.errors import PlanError, SiteError, suggest
 from nbpatch.metrics import Metric, check_wrong
-from nbpatch.plan import DIRECTIONS, EXACT, NOT_RUN, Direction, Plan
+from nbpatch.plan import DIRECTIONS, EXACT, NO_PATH, NOT_RUN, Direction, Plan
 from nbpatch.prompts import TokenizedPair
-from nbpatch.result import STATES
 from nbpatch.sites import ModelShape
 
 SENDERS: dict[str, tuple[str, ...]] = {
@@ -38,7 +37,6 @@ LABELS = {
     "v": "value inputs", "mlp": "MLP inputs", "logits": "the final norm’s input",
 }  # fmt: skip
 
-NO_PATH = STATES.index("no causal path" if "no causal path" in STATES else "no position")
 
 _ENTERS = {"q": ("z", HEADS), "k": ("z", HEADS), "v": ("z", HEADS), "mlp": ("mlp_out", MLP), "logits": ("z", PRE)}
 """As which component and in which way a receiver's changed output enters the walk."""

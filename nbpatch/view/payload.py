@@ -20,7 +20,7 @@ VERSION = 1
 
 Message: TypeAlias = dict[str, Any]
 
-_MEASURED, _EXACT, _NOT_RUN, _NO_POSITION, _FAILED = range(len(STATES))
+_MEASURED, _EXACT, _NOT_RUN, _NO_POSITION, _FAILED, _NO_PATH = range(len(STATES))
 
 _SHORT = {
     "resid_pre": "Residual", "resid_mid": "Residual mid", "resid_post": "Residual post", "attn_out": "Attention out",
