@@ -185,7 +185,7 @@ class Result:
     @property
     def components(self) -> tuple[str, ...]:
         """The swept components; more than one when several were run together."""
-        return tuple(self.provenance.get("components", (self.provenance.get("component"),)))
+        return tuple(self.provenance.get("components", (str(self.provenance.get("component", "")),)))
 
     def sel(self, component: str) -> "Result":
         """Returns the result of one component of several that were run together.

@@ -18,7 +18,6 @@ from nbpatch.methods.patching import patch
 from nbpatch.model import Model, load
 from nbpatch.parts import Parts, find_parts
 from nbpatch.prompts import PromptPair
-from nbpatch.sites import SWEEPABLE
 
 IDS = torch.tensor([[0, 3, 4, 5, 6], [0, 5, 4, 3, 6]])
 PAIR = PromptPair(" Mary and John went to the store", " Paul and John went to the store", " Mary", " John")
@@ -133,9 +132,8 @@ def test_sweeps_leave_the_plain_model_bitwise_as_it_was(family, implementation):
     hf.set_attn_implementation(implementation)
     parts, model = find_parts(hf), load((hf, micro.tokenizer()))
     before, plain = state(parts), logits_of(hf)
-    for component in SWEEPABLE:
-        if model.capabilities[component].status == "works":
-            patch(model, SHORT, component)
+    for component in ("attn_out", "z", "k", "pattern", "mlp_post"):
+        assert patch(model, SHORT, component, "layer").provenance["engine"]["name"] == "frontier"
     assert torch.equal(logits_of(hf), plain)
     assert state(parts) == before
 

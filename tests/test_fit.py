@@ -124,13 +124,12 @@ def test_hooks_that_transformers_leaves_behind_are_not_the_users():
 # -- weights that change
 
 
-@pytest.mark.parametrize("part", ["transformer.h.1.mlp.c_fc", "transformer.h.1.attn.c_attn"])
-def test_weights_changed_in_place_are_seen_by_both_engines_and_by_the_hash(part):
+def test_weights_changed_in_place_are_seen_by_both_engines_and_by_the_hash():
     model = fresh()
     first = model.hash
     before = patch(model, PAIR, "z")
     with torch.no_grad():
-        model._hf.get_submodule(part).weight.mul_(1.5)
+        model._hf.transformer.h[1].attn.c_attn.weight.mul_(1.5)  # the one that a Bridge splits
     after = patch(model, PAIR, "z")
     assert engine(after) == "frontier"
     assert [any(warning.startswith("Weights or hooks") for warning in one.warnings) for one in (before, after)] == [
@@ -265,21 +264,19 @@ def test_wrong_values_in_the_residual_stream_send_the_model_to_replay(how, monke
     assert "engine: replay: patches of the residual stream" in model.describe()
 
 
-@pytest.mark.parametrize("how", WRONG)
 @pytest.mark.parametrize(
-    ("name", "spoiled"),
+    ("name", "spoiled", "how"),
     [
-        ("z_values", {"z", "q", "k", "v", "pattern"}),
-        ("written_values", {"attn_out", "resid_mid"}),
-        ("neuron_values", {"mlp_post"}),
+        ("z_values", {"z", "q", "k", "v", "pattern"}, "a little off"),
+        ("z_values", {"z", "q", "k", "v", "pattern"}, "not a number"),
+        ("written_values", {"attn_out", "resid_mid"}, "a little off"),
+        ("neuron_values", {"mlp_post"}, "a little off"),
     ],
 )
 def test_wrong_values_in_some_components_send_these_to_replay(name, spoiled, how, monkeypatch):
     everywhere(monkeypatch, name, WRONG[how])
     model = fresh()
     assert {component for component, reason in fit_of(model).works.items() if reason} == spoiled
-    if how == "not a number":
-        return
     result = patch(model, PAIR, min(spoiled))
     assert engine(result).startswith("replay: differs from a full forward by ")
     np.testing.assert_allclose(values(result), known(min(spoiled)), atol=1e-5)

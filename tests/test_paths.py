@@ -288,9 +288,9 @@ def test_the_result_says_what_it_is_and_what_made_it(tmp_path):
     assert set(top["head"]) <= {"kv0", "kv1"}
     again = read(result.save(tmp_path / "edges.nc"))
     np.testing.assert_array_equal(again.data["logit_diff"], result.data["logit_diff"])
-    assert "path_patch" in repr(again)
+    assert repr(again).startswith("z → v over sender_layer sender_head layer head")
     assert again._repr_mimebundle_() is not None, "a notebook shows the result"
-    assert "path_patch" in again.card()
+    assert "Direct path patching" in again.card()
 
 
 def test_one_number_where_neither_end_has_axes():

@@ -120,7 +120,8 @@ def _now() -> float:
 
 def patch_many(model: Any, pairs: Any, components: Sequence[str], over: str) -> list[Any]:
     """Returns one result for each component, all swept over the same axes."""
-    return [nbpatch.patch(model, pairs, one, over, on_progress=lambda progress: None) for one in components]
+    result = nbpatch.patch(model, pairs, list(components), over, on_progress=lambda progress: None)
+    return [result.sel(one) for one in components]
 
 
 @dataclass(frozen=True)
