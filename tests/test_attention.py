@@ -117,7 +117,6 @@ def test_an_attention_method_of_the_users_own_is_put_back(family):
     assert called == [1]
 
 
-@pytest.mark.xfail(reason="notes/bugs.md 10: the name stays in transformers' two tables")
 def test_no_name_stays_registered():
     parts = find_parts(families.plain("gpt2"))
     with attending(parts, as_family([])):

@@ -53,6 +53,10 @@ def attending(parts: Parts, attend: Attend) -> Generator[None]:
     with _lending, ExitStack() as undo:
         AttentionInterface.register(NAME, _attention)
         AttentionMaskInterface.register(NAME, _mask)
+        if not _attend:
+            tables: list[Any] = [AttentionInterface, AttentionMaskInterface]
+            for table in tables:
+                undo.callback(table._global_mapping.pop, NAME, None)
         for config in parts.configs:
             undo.callback(setattr, config, "_attn_implementation_internal", config._attn_implementation_internal)
             config._attn_implementation_internal = NAME
