@@ -75,7 +75,9 @@ def _precision(engine: Mapping[str, Any]) -> str:
 
 
 def _engine(engine: Mapping[str, Any]) -> str:
-    inside = f"{engine['waves']} waves" if "waves" in engine else f"{engine['forwards']} forwards"
+    name = "wave" if "waves" in engine else "forward"
+    count = engine[f"{name}s"]
+    inside = f"{count} {name}" if count == 1 else f"{count} {name}s"
     why = f" ({engine['reason']})" if engine.get("reason") else ""
     return (
         f"{engine['name']}{why}, {engine['cells']} cells: {engine['run']} runs in {inside}, "

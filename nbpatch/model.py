@@ -6,15 +6,10 @@ the modules that shares every weight. A Bridge the user brings is used as it is,
 
 import hashlib
 import os
-import socket
 import threading
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
@@ -24,6 +19,7 @@ from torch import Tensor, nn
 
 from nbpatch.bridges import bridge_beside, unwrapped
 from nbpatch.errors import ModelError, SiteError, suggest
+from nbpatch.hub import folder_of, from_pretrained
 from nbpatch.parts import Unfit, adapter_of
 from nbpatch.prompts import PromptPair, TokenizedPair, as_pairs, token_text, tokenize_pairs
 from nbpatch.sites import COMPONENTS, SWEEPABLE, ModelShape
@@ -407,7 +403,7 @@ def _refuse_unfit(hf: Any) -> None:
 
 
 def _load_named(name: str, device: "str | torch.device | None", dtype: torch.dtype) -> Model:
-    folder = _folder(name)
+    folder = folder_of(name)
     source = name if folder is None else str(folder)
     if folder is not None and not (folder / "config.json").is_file():
         raise ModelError(
@@ -416,86 +412,10 @@ def _load_named(name: str, device: "str | torch.device | None", dtype: torch.dty
             seen=f"{folder} has no config.json",
             fix="a folder written by hf_model.save_pretrained(…) and tokenizer.save_pretrained(…)",
         )
-    hf, tokenizer = _from_pretrained(source, name, dtype, local=folder is not None)
+    hf, tokenizer = from_pretrained(source, name, dtype, local=folder is not None)
     hf = hf.to(device).eval() if device is not None else hf.eval()
     _refuse_unfit(hf)
     return Model(name if folder is None or name == "tiny" else folder.resolve().name, tokenizer, hf=hf)
-
-
-def _folder(name: str) -> Path | None:
-    """Returns the folder that `name` means, or None for a hub id."""
-    if name == "tiny":
-        return Path(str(files("nbpatch") / "tiny" / "model"))
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.is_absolute() or name.startswith((".", "~")) or path.exists():
-        raise ModelError(
-            "no such model folder.",
-            where=f"load({name!r})",
-            seen=str(path),
-            fix='nbp.load("tiny") or an existing folder',
-        )
-    return None
-
-
-def _from_pretrained(source: str, name: str, dtype: torch.dtype, *, local: bool) -> tuple[Any, Any]:
-    """Returns model and tokenizer from a folder or from the hub: what is cached first, then the network."""
-    try:
-        try:
-            return _read(source, dtype, local=True)
-        except OSError:
-            if local or not _hub_answers():
-                raise
-            return _read(source, dtype, local=False)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first = str(error).strip().split("\n", 1)[0]
-        raise ModelError(
-            f"cannot load {name!r}." if local else f"cannot load {name!r} from the Hugging Face hub.",
-            where="load",
-            seen=first
-            if local
-            else f"not in the local cache, and the hub does not have it or cannot be reached: {first}",
-            fix='nbp.load("tiny") needs no network; nbp.load("./folder") takes a folder made by save_pretrained',
-        ) from error
-
-
-def _read(source: str, dtype: torch.dtype, *, local: bool) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    with _quiet_loading():
-        hf = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=local)
-        return hf, AutoTokenizer.from_pretrained(source, local_files_only=local)
-
-
-def _hub_answers() -> bool:
-    """Whether the hub can be reached, asked once and briefly: transformers itself retries for half a minute."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    if urllib.request.getproxies():
-        return True
-    host = urllib.parse.urlparse(constants.ENDPOINT)
-    try:
-        socket.create_connection((str(host.hostname), host.port or 443), timeout=3).close()
-    except OSError:
-        return False
-    return True
-
-
-@contextmanager
-def _quiet_loading() -> Generator[None]:
-    """Turns transformers' progress bars off for a moment, and back on only if they were."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def probe_bridge(model: Model) -> Mapping[str, Capability]:

@@ -24,6 +24,7 @@ ROWS: dict[str, float] = {
     "nbpatch.plan": 3,
     "nbpatch.several": 2,
     "nbpatch.bridges": 3.5,
+    "nbpatch.hub": 3.5,
     "nbpatch.parts": 3.5,
     "nbpatch.model": 4,
     "nbpatch.engine": 5,

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from nbpatch.engine.attention import Keys, Queries, Values, all_replaced, attend_as_family, attending
 from nbpatch.engine.base import BaseRuns, answers_of
 from nbpatch.engine.edge_plan import EdgePlan, edge_rows
-from nbpatch.engine.entries import Tokens, present, vectors
+from nbpatch.engine.entries import Tokens, indexed, present, vectors
 from nbpatch.engine.frontier import Frontier
 from nbpatch.engine.rows import Ints, Rows, waves
 from nbpatch.engine.selftest import TOLERANCE
 from nbpatch.engine.shims import Shim, Stopped, at_positions
 from nbpatch.engine.table import Filled
 from nbpatch.engine.trace import Layer, Trace, trace
+from nbpatch.engine.walk import rectangles
 from nbpatch.errors import PatchNotApplied, SiteError
 from nbpatch.model import Model
 from nbpatch.parts import Parts
@@ -197,7 +198,7 @@ class _Reader:
                 written = self._written(int(layer), apart, copies.sender_head[some.owner])
             else:
                 written = self._apart(present(seen.mlp_out), copies, some)
-            changes[_index(chosen, changes)] = self.scales[layer] * written
+            changes[indexed(chosen, changes)] = self.scales[layer] * written
         return changes
 
     def _apart(self, values: Tensor, copies: Copies, tokens: Tokens) -> Float[Tensor, "token d"]:
@@ -207,7 +208,7 @@ class _Reader:
     def _written(self, layer: int, z: Float[Tensor, "token d_z"], head: Ints) -> Float[Tensor, "token d_model"]:
         """Returns what the output projection makes of one head's part of z, its bias left out."""
         block, heads = self.parts.blocks[layer], self.trace.layers[layer].q.shape[1]
-        mine = torch.arange(heads, device=z.device) == _index(head, z)[:, None]
+        mine = torch.arange(heads, device=z.device) == indexed(head, z)[:, None]
         only = (z.view(len(z), heads, -1) * mine[:, :, None]).flatten(1)
         project: Any = block.project
         self.flops += 2.0 * len(z) * block.project_weights
@@ -240,7 +241,7 @@ class _Reader:
         module: Any = block.module
         methods = [*((one.module, one) for one in shims), (block.mlp_out, catch)]
         with attending(self.parts, _unasked), all_replaced(methods), suppress(Stopped):
-            module(hidden[None], **at_positions(seen.arguments, _index(tokens.position, hidden)))
+            module(hidden[None], **at_positions(seen.arguments, indexed(tokens.position, hidden)))
         # Attention comes first in every family but those with parallel blocks, where its place does not matter.
         if catch.value is None or (block.mid is not None and any(one.calls != 1 for one in shims)):
             raise PatchNotApplied(f"layer {layer} did not run its MLP on the changed input.", fix="model.describe()")
@@ -257,7 +258,7 @@ class _Reader:
             mine = np.flatnonzero(copies.run == run)
             first, n = int(copies.first[mine[0]]), int(copies.last[mine[0]]) + 1
             at = int(sizes[: mine[0]].sum())
-            part = _rectangles(own[0, :, at : at + len(mine) * (n - first)], len(mine))
+            part = rectangles(own[0, :, at : at + len(mine) * (n - first)], len(mine))
             dest = n - 1 if layer == self.n_layers - 1 else first
             z[mine[0] : mine[-1] + 1, dest:n] = self._attended(seen, part, int(run), dest, n)
         return z
@@ -275,7 +276,7 @@ class _Reader:
 
         module: Any = block.module
         with attending(self.parts, keep), suppress(Stopped):
-            module(hidden[None], **at_positions(seen.arguments, _index(tokens.position, hidden)))
+            module(hidden[None], **at_positions(seen.arguments, indexed(tokens.position, hidden)))
         if len(asked) != 1:
             raise PatchNotApplied(f"layer {layer} did not come to its attention.", fix="model.describe()")
         self.flops += 2.0 * len(tokens) * (block.attention_weights - block.project_weights)
@@ -316,31 +317,22 @@ def _unasked(
 def _written_over(values: Tensor, copies: Copies, tokens: Tokens, changed: Tensor) -> Float[Tensor, "copy pos d"]:
     """Returns the copies' base values with `changed` at their tokens."""
     whole = vectors_of_runs(values, copies.run)
-    whole[_index(tokens.owner, whole), _index(tokens.position, whole)] = changed.to(whole.dtype)
+    whole[indexed(tokens.owner, whole), indexed(tokens.position, whole)] = changed.to(whole.dtype)
     return whole
 
 
 def _of_one_group(seen: Layer, z: Tensor, runs: Ints, which: Ints, kv_head: Ints) -> Float[Tensor, "row pos d_z"]:
     """Returns z as the base run's but for the query heads that share one key-value head."""
     heads, shared = seen.q.shape[1], seen.k.shape[1]
-    changed = z[_index(which, z)].unflatten(-1, (heads, -1))
+    changed = z[indexed(which, z)].unflatten(-1, (heads, -1))
     base = vectors_of_runs(present(seen.z), runs[which]).unflatten(-1, (heads, -1))
-    mine = torch.arange(heads, device=z.device) // (heads // shared) == _index(kv_head, z)[:, None]
+    mine = torch.arange(heads, device=z.device) // (heads // shared) == indexed(kv_head, z)[:, None]
     return torch.where(mine[:, None, :, None], changed, base).flatten(2)
 
 
 def vectors_of_runs(values: Float[Tensor, "run pos d"], runs: Ints) -> Float[Tensor, "copy pos d"]:
     """Returns a copy of some runs' values, all positions."""
-    return values[_index(runs, values)]
-
-
-def _rectangles(value: Float[Tensor, "head token d"], count: int) -> Float[Tensor, "copy head pos d"]:
-    heads, tokens, d_head = value.shape
-    return value.reshape(heads, count, tokens // count, d_head).transpose(0, 1)
-
-
-def _index(values: Any, like: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).to(like.device)
+    return values[indexed(runs, values)]
 
 
 # -- what senders add to the stream

@@ -56,7 +56,7 @@ def written_values(
     added = vectors(seen.attn_out, rows.source[tokens.owner], tokens.position)
     mid = rows.component[tokens.owner] == COMPONENT_NAMES.index("resid_mid")
     if mid.any():
-        some, at = tokens.of(mid), _index(np.flatnonzero(mid), added)
+        some, at = tokens.of(mid), indexed(np.flatnonzero(mid), added)
         stream[at] = vectors(seen.mid, rows.source[some.owner], some.position)
         added[at] = 0
     return stream, added
@@ -68,7 +68,7 @@ def neuron_values(trace: Trace, parts: Parts, layer: int, tokens: Tokens, rows: 
     neurons = present(seen.neurons)
     values = vectors(neurons, rows.run[tokens.owner], tokens.position)
     source = vectors(neurons, rows.source[tokens.owner], tokens.position)
-    neuron = _index(rows.neuron[tokens.owner], values)
+    neuron = indexed(rows.neuron[tokens.owner], values)
     mine = (neuron[:, None] == torch.arange(values.shape[1], device=values.device)) | (neuron == WHOLE)[:, None]
     down: Any = parts.blocks[layer].down
     return down(torch.where(mine, source, values)[None])[0]
@@ -89,7 +89,7 @@ def z_values(trace: Trace, layer: int, tokens: Tokens, rows: Rows) -> Float[Tens
         name = COMPONENT_NAMES[code]
         patched = _PATCHED[name](seen, some, rows)
         mine = _own_heads(seen, some, rows, heads if name not in ("k", "v") else seen.k.shape[1])
-        at = _index(chosen, values)
+        at = indexed(chosen, values)
         kept = values[at].view(len(some), heads, -1)
         values[at] = torch.where(mine[:, :, None], patched.view(len(some), heads, -1), kept).flatten(1)
     return values
@@ -98,7 +98,7 @@ def z_values(trace: Trace, layer: int, tokens: Tokens, rows: Rows) -> Float[Tens
 def _own_heads(seen: Layer, tokens: Tokens, rows: Rows, of: int) -> Tensor:
     """Returns which query heads a token's patch reaches [token head]; a key-value head reaches all that share it."""
     heads = seen.q.shape[1]
-    head = _index(rows.head[tokens.owner], seen.q)[:, None]
+    head = indexed(rows.head[tokens.owner], seen.q)[:, None]
     return (torch.arange(heads, device=seen.q.device) // (heads // of) == head) | (head == WHOLE)
 
 
@@ -108,9 +108,9 @@ def _from_z(seen: Layer, tokens: Tokens, rows: Rows) -> Tensor:
 
 def _from_queries(seen: Layer, tokens: Tokens, rows: Rows) -> Tensor:
     runs, which = np.unique(rows.run[tokens.owner], return_inverse=True)
-    run, source = _index(runs, seen.q), _index(runs ^ 1, seen.q)
+    run, source = indexed(runs, seen.q), indexed(runs ^ 1, seen.q)
     z = _attend(seen, seen.q[source], seen.k[run], seen.v[run])
-    return z.flatten(2)[_index(which, z), _index(tokens.position, z)]
+    return z.flatten(2)[indexed(which, z), indexed(tokens.position, z)]
 
 
 def _from_shared(name: str) -> Any:
@@ -119,14 +119,14 @@ def _from_shared(name: str) -> Any:
     def patched(seen: Layer, tokens: Tokens, rows: Rows) -> Tensor:
         asked = np.stack([rows.run[tokens.owner], rows.pos[tokens.owner]])
         (runs, places), which = np.unique(asked, axis=1, return_inverse=True)
-        run, source = _index(runs, seen.q), _index(runs ^ 1, seen.q)
+        run, source = indexed(runs, seen.q), indexed(runs ^ 1, seen.q)
         values = {"k": seen.k[run], "v": seen.v[run]}
         other = getattr(seen, name)[source]
-        place = _index(places, seen.q)[:, None]
+        place = indexed(places, seen.q)[:, None]
         mine = (torch.arange(other.shape[2], device=other.device) == place) | (place == WHOLE)
         values[name] = torch.where(mine[:, None, :, None], other, values[name])
         z = _attend(seen, seen.q[run], values["k"], values["v"])
-        return z.flatten(2)[_index(which.ravel(), z), _index(tokens.position, z)]
+        return z.flatten(2)[indexed(which.ravel(), z), indexed(tokens.position, z)]
 
     return patched
 
@@ -134,18 +134,18 @@ def _from_shared(name: str) -> Any:
 def _from_patterns(seen: Layer, tokens: Tokens, rows: Rows) -> Tensor:
     """Returns z with the source run's weights: for all sources of a destination, or for one of them."""
     runs, which = np.unique(rows.run[tokens.owner], return_inverse=True)
-    run, source = _index(runs, seen.q), _index(runs ^ 1, seen.q)
+    run, source = indexed(runs, seen.q), indexed(runs ^ 1, seen.q)
     _, theirs = attend_with_weights(
         seen.module, seen.q[source], seen.k[source], seen.v[source], _mask(seen), seen.options
     )
     values = seen.v[run].repeat_interleave(seen.q.shape[1] // seen.v.shape[1], dim=1)
-    at, dest = _index(which, values), _index(tokens.position, values)
+    at, dest = indexed(which, values), indexed(tokens.position, values)
     src = rows.src[tokens.owner]
     if (src == WHOLE).all():
         z = (theirs.to(values.dtype) @ values).transpose(1, 2).flatten(2)
         return z[at, dest]
     _, own = attend_with_weights(seen.module, seen.q[run], seen.k[run], seen.v[run], _mask(seen), seen.options)
-    place = _index(src, values)
+    place = indexed(src, values)
     change = (theirs - own)[at, :, dest, place]
     z = vectors(seen.z, rows.run[tokens.owner], tokens.position).view(len(tokens), change.shape[1], -1)
     return (z + change[..., None].to(z.dtype) * values[at, :, place]).flatten(1)
@@ -182,8 +182,9 @@ def present(value: Tensor | None) -> Tensor:
 def vectors(values: Float[Tensor, "run pos d"] | None, run: Ints, position: Ints) -> Float[Tensor, "token d"]:
     """Returns the vectors of some runs at some positions."""
     there = present(values)
-    return there[_index(run, there), _index(position, there)]
+    return there[indexed(run, there), indexed(position, there)]
 
 
-def _index(values: Any, like: Tensor) -> Tensor:
+def indexed(values: Any, like: Tensor) -> Tensor:
+    """Returns a column as an index tensor on the device of `like`."""
     return torch.from_numpy(np.ascontiguousarray(values)).to(like.device)

@@ -296,7 +296,7 @@ class Suffixes:
         found: list[Tensor] = []
         for group, count in self.active:
             size = count * group.size
-            own = [_rectangles(value[0, :, done : done + size], count) for value in (q, k, v)]
+            own = [rectangles(value[0, :, done : done + size], count) for value in (q, k, v)]
             done += size
             found.append(self._group(module, group, count, own, options))
         if self.ends_only:
@@ -319,7 +319,7 @@ class Suffixes:
         return attend_as_family(module, q, k, v, mask, options)
 
 
-def _rectangles(value: Float[Tensor, "head token d_head"], count: int) -> Float[Tensor, "row head pos d_head"]:
+def rectangles(value: Float[Tensor, "head token d_head"], count: int) -> Float[Tensor, "row head pos d_head"]:
     """Returns packed tokens as rows [row head pos d_head]."""
     heads, tokens, d_head = value.shape
     return value.reshape(heads, count, tokens // count, d_head).transpose(0, 1)
