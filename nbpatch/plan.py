@@ -84,6 +84,15 @@ class Plan:
         """Whether the sweep is run in both directions."""
         return len(self.directions) == len(DIRECTIONS)
 
+    def made(self) -> dict[str, object]:
+        """Returns what a result's provenance says of the method and its sites."""
+        label = COMPONENTS[self.component].label
+        return {"method": "patch", "component": self.component, "component_label": label}
+
+    def head_labels(self) -> tuple[int, ...] | tuple[str, ...]:
+        """Returns the labels of the axis `head`."""
+        return self.shape.head_labels(self.component)
+
     @property
     def n_cells(self) -> int:
         """How many cells there are, over all directions; pairs are not counted."""

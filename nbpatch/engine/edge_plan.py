@@ -53,6 +53,21 @@ class EdgePlan(Plan):
     senders: str = "z"
     receivers: str = "q"
 
+    def made(self) -> dict[str, object]:
+        """Returns what a result's provenance says of the method and the two ends."""
+        return {
+            "method": "path_patch",
+            "variant": "direct",
+            "senders": self.senders,
+            "receivers": self.receivers,
+            "component": self.component,
+            "component_label": f"{LABELS[self.senders]} → {LABELS[self.receivers]}",
+        }
+
+    def head_labels(self) -> tuple[int, ...] | tuple[str, ...]:
+        """Returns the labels of the receivers' heads."""
+        return self.shape.head_labels(self.receivers)
+
     def axes_of(self, cells: Ints) -> dict[str, Ints]:
         """Returns, for flat cells, their index along direction, every swept axis and pair."""
         names = ("direction", *self.over, "pair")

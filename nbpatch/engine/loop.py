@@ -59,9 +59,20 @@ def run_together(
 
     Args and errors are those of `run`; progress counts the runs of all plans and shows the table just filled.
     """
-    started = time.perf_counter()
     fit = fit_of(model)
-    engine = _engine(plans, model, fit)
+    return drive(_engine(plans, model, fit), plans, model, on_progress=on_progress, stop=stop)
+
+
+def drive(
+    engine: Frontier | Replay,
+    plans: Sequence[Plan],
+    model: Model,
+    *,
+    on_progress: Callable[[Progress], None] = ignore,
+    stop: Callable[[], bool] = never,
+) -> list[Result]:
+    """Runs plans on an engine made for them; arguments and errors are those of `run_together`."""
+    started = time.perf_counter()
     tables = [Table(plan, engine.trace()) for plan in plans[:1]]
     tables += [Table(plan, tables[0].runs) for plan in plans[1:]]
     stopped = False
@@ -76,6 +87,7 @@ def run_together(
     except KeyboardInterrupt:
         stopped = True
     seconds = time.perf_counter() - started
+    fit = fit_of(model)
     spent = {"name": engine.name, **engine.spent(), "seconds": round(seconds, 4), **_precision(fit)}
     return results_of(tables, model, spent, _noticed(model, fit), stopped=stopped, broken=engine.broken)
 

@@ -11,9 +11,8 @@ from nbpatch.engine.describe import describe_model, describe_tokens, describe_ve
 from nbpatch.engine.lint import lint
 from nbpatch.engine.table import Table
 from nbpatch.model import Model
-from nbpatch.plan import EXACT, MEASURED, Plan
+from nbpatch.plan import EXACT, MEASURED, NO_PATH, Plan
 from nbpatch.result import Result
-from nbpatch.sites import COMPONENTS
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def _dataset(table: Table) -> xr.Dataset:
     dims = (*(("direction",) if both else ()), *plan.over, "pair")
     coords: dict[str, Any] = {"direction": list(plan.directions)} if both else {}
     for axis, size in zip(plan.over, table.state.shape[1:], strict=False):
-        coords[axis] = list(plan.shape.head_labels(plan.component)) if axis == "head" else np.arange(size)
+        coords[axis] = list(plan.head_labels()) if axis == "head" else np.arange(size)
     coords["pair"] = np.arange(len(plan.tokenized))
     coords["state"] = (dims, table.state if both else table.state[0])
     return xr.Dataset(
@@ -93,9 +92,7 @@ def _made(table: Table, spent: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what of the provenance is the plan's own."""
     plan = table.plan
     return {
-        "method": "patch",
-        "component": plan.component,
-        "component_label": COMPONENTS[plan.component].label,
+        **plan.made(),
         "over": list(plan.over),
         "direction": "both" if plan.both else plan.directions[0],
         "metrics": [metric.describe() for metric in plan.metrics],
@@ -106,6 +103,7 @@ def _made(table: Table, spent: Mapping[str, Any]) -> dict[str, Any]:
             "runs": plan.n_runs,
             "run": int((table.state == MEASURED).sum()),
             "exact": int((table.state == EXACT).sum()),
+            "no_path": int((table.state == NO_PATH).sum()),
         },
     }
 

@@ -1,23 +1,17 @@
 """Path patching: one part's change reaches one other part along the residual connection, and nobody else."""
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import xarray as xr
-
-from nbpatch.engine.describe import describe_model, describe_tokens, describe_versions
-from nbpatch.engine.edge_plan import LABELS, NO_PATH, RECEIVERS, SENDERS, EdgePlan, edge_axes, make_edge_plan
+from nbpatch.engine.edge_plan import RECEIVERS, SENDERS, edge_axes, make_edge_plan
 from nbpatch.engine.edges import Edges
 from nbpatch.engine.fit import fit_of
-from nbpatch.engine.lint import lint
-from nbpatch.engine.table import Table
+from nbpatch.engine.loop import drive
 from nbpatch.errors import PlanError, SiteError, suggest
 from nbpatch.metrics import MetricLike, as_metrics
 from nbpatch.model import Model, load
 from nbpatch.parts import Parts
-from nbpatch.plan import EXACT, MEASURED
 from nbpatch.prompts import PromptPair
 from nbpatch.result import Result
 
@@ -90,7 +84,9 @@ def path_patch(
     plan = make_edge_plan(
         ready.shape, tokenized, (senders, receivers), over, direction=direction, metrics=metrics, parallel=parallel
     )
-    return _run(plan, ready, parts, variant)
+    result = drive(Edges(plan, ready, parts), [plan], ready)[0]
+    # A widget cannot go on from edges.
+    return replace(result, origin=None)
 
 
 def _check_variant(variant: str) -> None:
@@ -120,83 +116,6 @@ def _parts(model: Model, senders: str, receivers: str) -> Parts:
             fix='model.engine = "auto"' if model.engine != "auto" else "model.describe() shows what can be patched",
         )
     return fit.parts
-
-
-def _run(plan: EdgePlan, model: Model, parts: Parts, variant: str) -> Result:
-    """Returns the result of a plan; interrupting the kernel keeps what is finished."""
-    started = time.perf_counter()
-    engine = Edges(plan, model, parts)
-    table = Table(plan, engine.trace())
-    stopped = False
-    try:
-        for wave in engine.waves():
-            for _, filled in wave():
-                table.fill(filled)
-    except KeyboardInterrupt:
-        stopped = True
-    spent = {"name": engine.name, **engine.spent(), "seconds": round(time.perf_counter() - started, 4)}
-    names = [metric.name for metric in plan.metrics]
-    baselines = xr.Dataset(
-        {
-            run: (("metric", "pair"), np.stack([table.baselines[name][run] for name in names]))
-            for run in ("clean", "corrupted")
-        },
-        coords={"metric": names, "pair": np.arange(len(plan.tokenized))},
-    )
-    provenance = {**_provenance(plan, model, table, spent), "variant": variant}
-    return Result(_dataset(plan, table), baselines, provenance, lint(table, stopped=stopped))
-
-
-def _dataset(plan: EdgePlan, table: Table) -> xr.Dataset:
-    dims = (*(("direction",) if plan.both else ()), *plan.over, "pair")
-    coords: dict[str, Any] = {"direction": list(plan.directions)} if plan.both else {}
-    for axis, size in zip(plan.over, table.state.shape[1:-1], strict=True):
-        heads = list(plan.shape.head_labels(plan.receivers)) if axis == "head" else None
-        coords[axis] = heads or np.arange(size)
-    coords["pair"] = np.arange(len(plan.tokenized))
-    coords["state"] = (dims, table.state if plan.both else table.state[0])
-    values = {name: found if plan.both else found[0] for name, found in table.values.items()}
-    return xr.Dataset(
-        {
-            metric.name: (dims, values[metric.name], {"unit": metric.unit, "label": metric.label})
-            for metric in plan.metrics
-        },
-        coords=coords,
-    )
-
-
-def _provenance(plan: EdgePlan, model: Model, table: Table, spent: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "method": "path_patch",
-        "senders": plan.senders,
-        "receivers": plan.receivers,
-        "component": plan.component,
-        "component_label": f"{LABELS[plan.senders]} → {LABELS[plan.receivers]}",
-        "over": list(plan.over),
-        "direction": "both" if plan.both else plan.directions[0],
-        "metrics": [metric.describe() for metric in plan.metrics],
-        "corruption": "counterfactual",
-        "model": describe_model(model),
-        "pairs": _describe_pairs(plan, model, table),
-        "engine": {
-            **spent,
-            "cells": plan.n_cells,
-            "runs": plan.n_runs,
-            "run": int((table.state == MEASURED).sum()),
-            "exact": int((table.state == EXACT).sum()),
-            "no_path": int((table.state == NO_PATH).sum()),
-        },
-        "versions": describe_versions(),
-        "seed": None,
-    }
-
-
-def _describe_pairs(plan: EdgePlan, model: Model, table: Table) -> list[dict[str, Any]]:
-    tops = {f"{run}_top": model.top_tokens(logits) for run, logits in table.runs.logits.items()}
-    return [
-        {**describe_tokens(one), **{name: top[number] for name, top in tops.items()}}
-        for number, one in enumerate(plan.tokenized)
-    ]
 
 
 __all__ = ["RECEIVERS", "SENDERS", "VARIANTS", "path_patch"]
