@@ -13,11 +13,16 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from nbpatch import tasks
+    from nbpatch.corruption import Mean, Noise, Resample, Zero
     from nbpatch.engine import load
     from nbpatch.errors import NbpatchError
     from nbpatch.methods.companions import attention
-    from nbpatch.methods.patching import dry_run, patch, patch_every
+    from nbpatch.methods.comparing import agreement, compare, of_corruption, top_cells
+    from nbpatch.methods.lens import direct_logit_attribution, logit_lens
+    from nbpatch.methods.mediation import mediate
+    from nbpatch.methods.patching import dry_run, patch, patch_every, patch_sites
     from nbpatch.methods.paths import path_patch
+    from nbpatch.methods.tracing import trace
     from nbpatch.model import Model
     from nbpatch.prompts import Pairs, PromptPair
     from nbpatch.result import Result, read
@@ -26,38 +31,64 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Mean": "nbpatch.corruption",
     "Model": "nbpatch.model",
     "NbpatchError": "nbpatch.errors",
+    "Noise": "nbpatch.corruption",
     "Pairs": "nbpatch.prompts",
     "PromptPair": "nbpatch.prompts",
+    "Resample": "nbpatch.corruption",
     "Result": "nbpatch.result",
     "Workbench": "nbpatch.workbench",
+    "Zero": "nbpatch.corruption",
+    "agreement": "nbpatch.methods.comparing",
     "attention": "nbpatch.methods.companions",
+    "compare": "nbpatch.methods.comparing",
+    "direct_logit_attribution": "nbpatch.methods.lens",
     "dry_run": "nbpatch.methods.patching",
     "load": "nbpatch.engine",
+    "logit_lens": "nbpatch.methods.lens",
+    "mediate": "nbpatch.methods.mediation",
+    "of_corruption": "nbpatch.methods.comparing",
     "patch": "nbpatch.methods.patching",
     "patch_every": "nbpatch.methods.patching",
+    "patch_sites": "nbpatch.methods.patching",
     "path_patch": "nbpatch.methods.paths",
     "read": "nbpatch.result",
+    "top_cells": "nbpatch.methods.comparing",
+    "trace": "nbpatch.methods.tracing",
 }
 
 __all__ = [
+    "Mean",
     "Model",
     "NbpatchError",
+    "Noise",
     "Pairs",
     "PromptPair",
+    "Resample",
     "Result",
     "Workbench",
+    "Zero",
     "__version__",
+    "agreement",
     "attention",
+    "compare",
+    "direct_logit_attribution",
     "dry_run",
     "load",
     "load_ipython_extension",
+    "logit_lens",
+    "mediate",
+    "of_corruption",
     "patch",
     "patch_every",
+    "patch_sites",
     "path_patch",
     "read",
     "tasks",
+    "top_cells",
+    "trace",
     "unload_ipython_extension",
 ]
 

@@ -1,5 +1,6 @@
 """The methods card: what was done, in words, from a result's provenance alone."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,14 @@ _METHOD = {
     "patch": "Activation patching: one site at a time takes its value from another run.",
     "path_patch": "Direct path patching: one receiver's input gets what one sender writes in another run; the "
     "receiver recomputes with it, everything else reads what it did.",
+    "compare": "Activation patching, the same sweep with several metrics, corruptions and directions.",
+    "trace": "Causal tracing: a hidden state, or a window of MLP or attention outputs, is restored in the noised run.",
+    "mediate": "Causal mediation: total effect of exchanging the prompts, and what of it goes through a mediator "
+    "(indirect) and around it (direct).",
+    "logit_lens": "Logit lens: the residual stream at each depth through the final norm and unembedding; nothing was "
+    "patched.",
+    "direct_logit_attribution": "Direct logit attribution: what each part writes, through the final norm with the "
+    "run's own scale, onto the answer's direction; nothing was patched.",
     "attention": "Attention patterns of the clean and the corrupted run; nothing was patched.",
 }
 
@@ -21,32 +30,45 @@ _DIRECTION = {
     ),
 }
 
-_CORRUPTION = {"counterfactual": "Values came from the other prompt of the same pair (counterfactual)."}
 
-
-def write_card(made: Mapping[str, Any], baselines: xr.Dataset, warnings: Sequence[str]) -> str:
+def write_card(
+    made: Mapping[str, Any], baselines: xr.Dataset, warnings: Sequence[str], *, markdown: bool = False
+) -> str:
     """Returns the card of a result made as `made` says.
 
     Args:
         made: a result's provenance.
         baselines: its `clean` and `corrupted` [metric pair].
         warnings: what the run could not tell.
+        markdown: as a Markdown list instead of aligned lines.
     """
-    rows = [("Method", _METHOD.get(made["method"], made["method"]))]
+    rows = _rows(made, baselines, warnings)
+    if markdown:
+        return "\n".join(f"- **{label}.** {_escaped(text)}" for label, text in rows)
+    return "\n".join(f"{label + ':':<11} {text}" for label, text in rows)
+
+
+def _escaped(text: str) -> str:
+    """Returns a text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>|~$])", r"\\\1", text)
+
+
+def _rows(made: Mapping[str, Any], baselines: xr.Dataset, warnings: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns the card's lines: what each is about, and what it says."""
+    method = str(made["method"])
+    rows = [("Method", _METHOD.get(method, method))]
     rows += [("Model", _model(made["model"])), ("Prompts", _prompts(made["pairs"]))]
-    if made["method"] in ("patch", "path_patch"):
-        rows += [
-            ("Sites", f"{made['component']} over {' '.join(made['over'])}; an axis not named was patched whole."),
-            ("Direction", _DIRECTION[made["direction"]]),
-            ("Corruption", _CORRUPTION[made["corruption"]]),
-            *(("Metric", _metric(metric, baselines)) for metric in made["metrics"]),
-            ("Engine", _engine(made["engine"])),
-        ]
+    if "component" in made:
+        rows += [("Sites", _sites(made)), ("Direction", _direction(made))]
+        rows += [("Corruption", words) for words in _corruptions(made)]
+    rows += [("Metric", _metric(metric, baselines)) for metric in made.get("metrics", ())]
+    if "engine" in made:
+        rows.append(("Engine", _engine(made["engine"])))
     seed = made.get("seed")
     rows.append(("Seed", "none: nothing was drawn at random." if seed is None else str(seed)))
     rows.append(("Versions", ", ".join(f"{name} {number}" for name, number in made["versions"].items())))
     rows += [("Warning", warning) for warning in warnings]
-    return "\n".join(f"{label + ':':<11} {text}" for label, text in rows)
+    return rows
 
 
 def _model(model: Mapping[str, Any]) -> str:
@@ -63,10 +85,41 @@ def _prompts(pairs: Sequence[Mapping[str, Any]]) -> str:
     return f"{many}clean {first['clean']!r}, corrupted {first['corrupted']!r}, answer {answers}."
 
 
+def _corruptions(made: Mapping[str, Any]) -> list[str]:
+    if "corruptions" not in made:
+        return [made["corruption_words"]]
+    return [f"{name}: {one['corruption_words']}" for name, one in made["corruptions"].items()]
+
+
 def _metric(metric: Mapping[str, Any], baselines: xr.Dataset) -> str:
-    clean, corrupted = (float(baselines[run].sel(metric=metric["name"]).mean()) for run in ("clean", "corrupted"))
     unit = f" [{metric['unit']}]" if metric["unit"] else ""
-    return f"{metric['name']}{unit}: clean {clean:.4g}, corrupted {corrupted:.4g}, gap {clean - corrupted:.4g}."
+    own = baselines.sel(metric=metric["name"]) if "metric" in baselines.coords else None
+    if own is None:
+        return f"{metric['name']}{unit}."
+    if "corruption" not in own.dims:
+        return f"{metric['name']}{unit}: {_both_runs(own)}."
+    each = [f"{name}: {_both_runs(own.sel(corruption=name))}" for name in own["corruption"].to_numpy()]
+    return f"{metric['name']}{unit}: {'; '.join(each)}."
+
+
+def _both_runs(own: xr.Dataset) -> str:
+    clean, corrupted = (float(own[run].mean()) for run in ("clean", "corrupted"))
+    return f"clean {clean:.4g}, corrupted {corrupted:.4g}, gap {clean - corrupted:.4g}"
+
+
+def _sites(made: Mapping[str, Any]) -> str:
+    if made["over"] == ["site"]:
+        return f"named sets of {made['component']}; each set was patched in one run."
+    window = made.get("window", 1)
+    windows = f" {window} adjacent layers were patched together." if window > 1 else ""
+    swept = " ".join(made["over"]) or "nothing"
+    return f"{made['component']} over {swept}; an axis not named was patched whole.{windows}"
+
+
+def _direction(made: Mapping[str, Any]) -> str:
+    if made["corruption"] in ("zero", "mean", "resample"):
+        return "Noising: sites were changed in the clean run."
+    return _DIRECTION[made["direction"]]
 
 
 def _precision(engine: Mapping[str, Any]) -> str:

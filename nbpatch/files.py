@@ -59,6 +59,7 @@ def read_file(path: str | os.PathLike[str]) -> tuple[xr.Dataset, xr.Dataset, dic
     try:
         data, baselines = _load(source, "data"), _load(source, "baselines")
         head = json.loads(data.attrs.pop("nbpatch"))
+        data.attrs.pop("methods_card", None)
         version = int(head["version"]) if head["format"] == _FORMAT else 0
     except (OSError, KeyError, ValueError, TypeError) as error:
         seen = f"{source.name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"

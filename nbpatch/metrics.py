@@ -90,6 +90,14 @@ def logit_diff(logits: Tensor, answers: Answers) -> Tensor:
     return _mean_logit(logits, answers.answer) - _mean_logit(logits, answers.wrong)
 
 
+def max_logit_diff(logits: Tensor, answers: Answers) -> Tensor:
+    """Returns max logit(answer) − max logit(wrong) [logit] over alternatives: which the model likes best on each side.
+
+    The same as `logit_diff` with one answer and one wrong one. Not linear where alternatives change places.
+    """
+    return _best_logit(logits, answers.answer) - _best_logit(logits, answers.wrong)
+
+
 def log_prob(logits: Tensor, answers: Answers) -> Tensor:
     """Returns the log-probability of the answer [nat]; alternatives count with their summed probability."""
     gathered, absent = _gather(logits.log_softmax(-1), answers.answer)
@@ -113,9 +121,8 @@ def kl(logits: Tensor, answers: Answers) -> Tensor:
 
 def rank(logits: Tensor, answers: Answers) -> Tensor:
     """Returns minus the number of tokens the model likes better than the answer [place]: 0 = on top."""
-    gathered, absent = _gather(logits, answers.answer)
-    best = gathered.masked_fill(absent, float("-inf")).max(-1, keepdim=True).values
-    return -(logits > best).sum(-1).to(logits.dtype)
+    best = _best_logit(logits, answers.answer)
+    return -(logits > best[..., None]).sum(-1).to(logits.dtype)
 
 
 def accuracy(logits: Tensor, answers: Answers) -> Tensor:
@@ -127,6 +134,7 @@ METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("logit_diff", "logit", "logit difference", logit_diff, needs_wrong=True, linear=True, local=True),
+        Metric("max_logit_diff", "logit", "largest logit difference", max_logit_diff, needs_wrong=True, local=True),
         Metric("log_prob", "nat", "log probability", log_prob),
         Metric("prob", "prob", "probability", prob),
         Metric("kl", "nat", "−KL from the clean prediction", kl),
@@ -254,3 +262,8 @@ def _gather(values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 def _mean_logit(logits: Tensor, ids: Tensor) -> Tensor:
     gathered, absent = _gather(logits, ids)
     return gathered.masked_fill(absent, 0.0).sum(-1) / (~absent).sum(-1)
+
+
+def _best_logit(logits: Tensor, ids: Tensor) -> Tensor:
+    gathered, absent = _gather(logits, ids)
+    return gathered.masked_fill(absent, float("-inf")).max(-1).values

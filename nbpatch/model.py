@@ -22,7 +22,7 @@ from nbpatch.errors import ModelError, SiteError, suggest
 from nbpatch.hub import folder_of, from_pretrained
 from nbpatch.parts import Unfit, adapter_of
 from nbpatch.prompts import PromptPair, TokenizedPair, as_pairs, token_text, tokenize_pairs
-from nbpatch.sites import COMPONENTS, SWEEPABLE, ModelShape
+from nbpatch.sites import COMPONENTS, ModelShape
 
 Hook: TypeAlias = tuple[str, Callable[[Tensor, Any], Tensor | None]]
 
@@ -242,7 +242,7 @@ class Model:
 
         Aliases such as `hook_z` are resolved, so that a hook fires once whatever the Bridge calls it.
         """
-        point = self.bridge.hook_dict.get(f"blocks.{layer}.{COMPONENTS[component].hook}")
+        point = self.bridge.hook_dict.get(COMPONENTS[component].hook_at(layer))
         return None if point is None else str(point.name)
 
     @torch.no_grad()
@@ -444,7 +444,7 @@ def _load_named(name: str, device: "str | torch.device | None", dtype: torch.dty
 def probe_bridge(model: Model) -> Mapping[str, Capability]:
     """Returns what can be patched through the Bridge's hooks, found by trying each component once."""
     if "hooks" not in model.notes:
-        model.notes["hooks"] = {component: _probe(model, component) for component in SWEEPABLE}
+        model.notes["hooks"] = {component: _probe(model, component) for component in COMPONENTS}
     return model.notes["hooks"]
 
 

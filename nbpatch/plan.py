@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from nbpatch.corruption import AnyCorruption, Counterfactual
 from nbpatch.errors import PlanError, suggest
 from nbpatch.metrics import Metric, check_wrong
 from nbpatch.prompts import TokenizedPair
@@ -17,6 +18,8 @@ from nbpatch.result import STATES
 from nbpatch.sites import COMPONENTS, ModelShape, Site, parse_over
 
 N = TypeVar("N", bound=np.generic)
+
+COUNTERFACTUAL = Counterfactual()
 
 Direction = Literal["denoising", "noising"]
 
@@ -67,6 +70,7 @@ class Plan:
         directions: one or both directions, in the order of the result.
         metrics: what is measured on every run.
         states: int8 [direction, *over, pair], indices into `result.STATES`: "not run" where a run is planned.
+        corruption: what the corrupted runs are; where it draws, each pair is there once for each draw.
         cost: what it will take on a model; None for a plan made without one.
     """
 
@@ -77,6 +81,7 @@ class Plan:
     directions: tuple[Direction, ...]
     metrics: tuple[Metric, ...]
     states: NDArray[np.int8]
+    corruption: AnyCorruption = COUNTERFACTUAL
     cost: Cost | None = None
 
     @property
@@ -84,14 +89,24 @@ class Plan:
         """Whether the sweep is run in both directions."""
         return len(self.directions) == len(DIRECTIONS)
 
+    @property
+    def components(self) -> tuple[str, ...]:
+        """All components that are patched."""
+        return (self.component,)
+
+    @property
+    def n_pairs(self) -> int:
+        """How many pairs there are, draws not counted."""
+        return len(self.tokenized) // self.corruption.draws
+
     def made(self) -> dict[str, object]:
         """Returns what a result's provenance says of the method and its sites."""
         label = COMPONENTS[self.component].label
         return {"method": "patch", "component": self.component, "component_label": label}
 
-    def head_labels(self) -> tuple[int, ...] | tuple[str, ...]:
-        """Returns the labels of the axis `head`."""
-        return self.shape.head_labels(self.component)
+    def axis_labels(self, axis: str) -> Sequence[object] | None:
+        """Returns the labels of an axis; None where they are its numbers."""
+        return self.shape.head_labels(self.component) if axis == "head" else None
 
     @property
     def n_cells(self) -> int:
@@ -133,14 +148,15 @@ class Plan:
     def site(self, cell: Cell) -> Site:
         """Returns the cell's site; positions are those of the clean prompt."""
         named = dict(zip(self.over, cell.index, strict=True))
-        pos = named.get("dest") if self.component == "pattern" else named.get("pos")
+        pos = named.get("dest") if self.component in PATTERNS else named.get("pos")
         unit = named.get("head", named.get("neuron"))
         return Site(self.component, named.get("layer"), unit, pos, named.get("src"))
 
     def describe(self) -> str:
         """Returns the plan in words: cells, what is run, what is known without running, and why."""
         counts = {name: int((self.states == code).sum()) for code, name in enumerate(STATES)}
-        pairs = f"{len(self.tokenized)} pair{'s' if len(self.tokenized) != 1 else ''}"
+        draws = self.corruption.draws
+        pairs = f"{self.n_pairs} pair{'s' if self.n_pairs != 1 else ''}{f' × {draws} draws' if draws > 1 else ''}"
         lines = [
             f"{self.component} over {' '.join(self.over)}, {' and '.join(self.directions)}: "
             f"{self.n_cells} cells × {pairs}.",
@@ -165,35 +181,40 @@ def make_plan(
     component: str,
     over: str | Sequence[str] | None = None,
     *,
-    direction: str = "denoising",
+    direction: str | None = None,
     metrics: Sequence[Metric],
+    corruption: AnyCorruption | None = None,
 ) -> Plan:
     """Returns the plan of a sweep.
 
     Args:
-        component: one of `sites.SWEEPABLE`.
+        component: one of `sites.COMPONENTS`.
         over: the swept axes; an axis not named is patched whole.
-        direction: "denoising", "noising" or "both".
+        direction: "denoising", "noising" or "both"; None for the usual one of the corruption.
+        corruption: None for the other prompt of the pair.
 
     Raises:
         SiteError: an unknown component or axis.
-        PlanError: an unknown direction, no pairs, or patterns of prompts of unequal length.
+        PlanError: an unknown direction, or one that the corruption does not have; no pairs; patterns of prompts of
+            unequal length.
         MetricError: a metric that needs a wrong answer where a pair has none.
     """
     axes = parse_over(component, over)
-    directions = _directions(direction)
+    corruption = corruption or COUNTERFACTUAL
+    directions = directions_of(direction, corruption)
     check_wrong(metrics, {i: one.wrong_ids for i, one in enumerate(tokenized)})
     if not tokenized:
         raise PlanError(
             "no prompt pairs.", where="pairs", fix="nbp.PromptPair(clean=…, corrupted=…, answer=…, wrong=…)"
         )
-    if component == "pattern":
+    if component in PATTERNS and not corruption.ablates:
         _refuse_unequal_patterns(tokenized)
+    tokenized = corruption.applied(tokenized)
     sizes = axis_sizes(shape, tokenized, component)
     states = np.full((len(directions), *(sizes[axis] for axis in axes), len(tokenized)), NOT_RUN, np.int8)
     for number, one in enumerate(tokenized):
         states[..., number] = _pair_states(shape, one, component, axes, sizes)[None]
-    return Plan(shape, tuple(tokenized), component, axes, directions, tuple(metrics), states)
+    return Plan(shape, tokenized, component, axes, directions, tuple(metrics), states, corruption)
 
 
 def axis_sizes(shape: ModelShape, tokenized: Sequence[TokenizedPair], component: str) -> dict[str, int]:
@@ -204,7 +225,25 @@ def axis_sizes(shape: ModelShape, tokenized: Sequence[TokenizedPair], component:
     return {**sizes, "pos": positions, "dest": positions, "src": positions}
 
 
-def _directions(direction: str) -> tuple[Direction, ...]:
+PATTERNS = ("pattern", "scores")
+"""Components with a destination and a source."""
+
+
+def directions_of(direction: str | None, corruption: AnyCorruption) -> tuple[Direction, ...]:
+    """Returns the directions of a sweep; None is noising for an ablation, else denoising.
+
+    Raises:
+        PlanError: an unknown direction, or values of an ablation that should restore something.
+    """
+    if direction is None:
+        return ("noising",) if corruption.ablates else ("denoising",)
+    if corruption.ablates and direction in ("denoising", "both"):
+        raise PlanError(
+            f"values of an ablation ({corruption.kind}) go into the clean run: they restore nothing.",
+            where="direction",
+            seen=repr(direction),
+            fix='direction="noising", or leave it out',
+        )
     if direction == "both":
         return DIRECTIONS
     if direction not in DIRECTIONS:
@@ -234,6 +273,12 @@ def _pair_states(
     return np.where(any_exists, np.where(any_acts, NOT_RUN, EXACT), NO_POSITION).astype(np.int8)
 
 
+def grids(plan: Plan, one: TokenizedPair, component: str = "") -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Returns where a pair has a place and where a patch there can change anything, over all axes of a component."""
+    component = component or plan.component
+    return _grids(plan.shape, one, component, axis_sizes(plan.shape, plan.tokenized, component))
+
+
 def _grids(
     shape: ModelShape, one: TokenizedPair, component: str, sizes: dict[str, int]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -244,19 +289,22 @@ def _grids(
     attention only the answer position is read; a causal pattern has no weight above its diagonal).
     """
     axes = COMPONENTS[component].axes
-    read_axis = "dest" if component == "pattern" else "pos"
+    read_axis = "dest" if component in PATTERNS else "pos"
     present = np.isin(np.arange(sizes["pos"]), [clean for clean, _ in one.aligned])
-    layer, position = _along(axes, "layer", sizes), _along(axes, read_axis, sizes)
+    position = _along(axes, read_axis, sizes)
+    layer = _along(axes, "layer", sizes) if "layer" in axes else np.zeros([1] * len(axes), np.int64)
     whole = np.ones([sizes[axis] for axis in axes], np.bool_)
     exists = whole & _spread(present, axes, read_axis)
     if one.first_difference is None:
         return exists, ~whole
     acts = whole & (position >= one.first_difference) if shape.causal else whole
+    if component == "embed":
+        return exists, acts & _spread(_differs(one, sizes["pos"]), axes, "pos")
     if component in ("resid_pre", "q", "k", "v"):
         acts = acts & ((layer > 0) | _spread(_differs(one, sizes["pos"]), axes, "pos"))
     if component not in ("resid_pre", "k", "v"):
         acts = acts & ((layer < shape.n_layers - 1) | (position == one.clean_end))
-    if component == "pattern":
+    if component in PATTERNS:
         exists = exists & _spread(present, axes, "src")
         acts = acts & (_along(axes, "src", sizes) <= position) if shape.causal else acts
     return exists, acts

@@ -236,6 +236,7 @@ class TokenizedPair:
         aligned: (clean position, corrupted position) that stand for each other.
         has_bos: whether position 0 is the beginning-of-sequence token.
         labels: the clean positions of each named place.
+        altered: clean positions at which the corrupted run differs by more than its tokens: by noise, or wholly.
         warnings: what is odd about the prompts, each with the one action that settles it.
     """
 
@@ -251,6 +252,7 @@ class TokenizedPair:
     aligned: tuple[tuple[int, int], ...]
     has_bos: bool
     labels: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    altered: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @cached_property
@@ -260,16 +262,30 @@ class TokenizedPair:
         return tuple(
             place
             for place, token in enumerate(self.clean_ids)
-            if place not in corrupted or self.corrupted_ids[corrupted[place]] != token
+            if place in self.altered or place not in corrupted or self.corrupted_ids[corrupted[place]] != token
         )
+
+    @property
+    def marked(self) -> tuple[int, ...]:
+        """Clean positions to point out: where the prompts differ, or, in the same prompt, where its run does."""
+        wholly = len(self.altered) == len(self.clean_ids)
+        return self.differs if not wholly else _parted(self.clean_ids, self.corrupted_ids)
 
     @cached_property
     def first_difference(self) -> int | None:
         """The first clean position at which the runs can differ under causal attention; None if they are the same."""
+        if self.altered:
+            return min(self.altered)
         moved = [clean for clean, corrupted in self.aligned if clean != corrupted]
         if self.clean_ids == self.corrupted_ids and not moved:
             return None
         return min([*moved, parting(self.clean_ids, self.corrupted_ids)])
+
+    def places(self, name: str | int) -> tuple[int, ...]:
+        """Returns the clean positions of a label, of "END" (the last token) or of a position; none where it is not."""
+        if isinstance(name, int):
+            return (name,) if 0 <= name < len(self.clean_ids) else ()
+        return self.labels.get(name, (self.clean_end,) if name == "END" else ())
 
     @property
     def clean_end(self) -> int:
@@ -280,6 +296,13 @@ class TokenizedPair:
     def corrupted_end(self) -> int:
         """The corrupted prompt's last position, where the answer is read."""
         return len(self.corrupted_ids) - 1
+
+
+def _parted(clean: Sequence[int], corrupted: Sequence[int]) -> tuple[int, ...]:
+    """Returns the clean positions at which two prompts have different tokens; none where lengths differ."""
+    if len(clean) != len(corrupted):
+        return ()
+    return tuple(place for place, both in enumerate(zip(clean, corrupted, strict=True)) if both[0] != both[1])
 
 
 def tokenize_pairs(pairs: Pairs, tokenizer: Any, *, n_ctx: int | None, bos: bool = True) -> tuple[TokenizedPair, ...]:

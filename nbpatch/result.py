@@ -4,7 +4,6 @@ A saved result opens, computes, prints and plots on a machine with neither torch
 """
 
 import itertools
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,11 @@ from nbpatch import display
 from nbpatch.card import write_card
 from nbpatch.errors import ResultError, suggest
 from nbpatch.files import read_file, write_file
+from nbpatch.frames import written
 from nbpatch.statistics import NO_GAP, bootstrap, overlap, quadrants, rank_correlation, same_sign, sign_flip
+
+SPREAD = "spread_of_"
+"""Begins the name of the coordinate that holds a metric's standard deviation over draws."""
 
 STATES: tuple[str, ...] = ("measured", "exact", "not run", "no position", "failed", "no causal path")
 """What a cell's `state` means: measured; the base value by construction, never run; the others are NaN."""
@@ -95,6 +98,22 @@ class Result:
         name = self._metric(metric)
         return _ratio(self.effect(name, per_pair=True), self.gap(name), per_pair=per_pair)
 
+    def spread(self, metric: str | None = None) -> xr.DataArray:
+        """Returns the standard deviation of m(patched) over draws, in the metric's unit, with the dims of `data`.
+
+        Raises:
+            ResultError: nothing was drawn at random.
+        """
+        name = SPREAD + self._metric(metric)
+        if name not in self.data.coords:
+            fix = 'nbp.patch(…, corruption=nbp.Resample(pairs, k=8)), or nbp.Noise("subject")'
+            raise ResultError("nothing was drawn at random.", where="spread", seen=self._corruption(), fix=fix)
+        found = self.data.coords[name]
+        return found.drop_vars([one for one in found.coords if one not in found.dims]).rename(name)
+
+    def _corruption(self) -> str:
+        return f"corruption {self.provenance.get('corruption', 'none')}"
+
     def interval(self, metric: str | None = None, *, level: float = 0.95, n: int = 2000, seed: int = 0) -> xr.Dataset:
         """Returns the bootstrap interval of `recovered` over pairs: variables `low` and `high`, dims as `recovered`.
 
@@ -107,6 +126,7 @@ class Result:
             ResultError: fewer than two pairs, or a level outside (0, 1).
         """
         name = self._metric(metric)
+        self._refuse_several("interval")
         pairs = self.data.sizes["pair"]
         if pairs < 2:
             seen = f"{pairs} pair"
@@ -121,6 +141,13 @@ class Result:
         bounds = bootstrap(above.transpose("pair", ...).to_numpy(), self.gap(name).to_numpy(), times, level)
         like = self.recovered(name)
         return xr.Dataset({side: like.copy(data=bound) for side, bound in zip(("low", "high"), bounds, strict=True)})
+
+    def _refuse_several(self, where: str) -> None:
+        """Refuses a study of several corruptions, whose pairs have a gap for each."""
+        if "corruption" in self.baselines.dims:
+            seen = ", ".join(map(str, self.data["corruption"].to_numpy()))
+            fix = f'nbp.of_corruption(result, "{self.data["corruption"].to_numpy()[0]}").{where}()'
+            raise ResultError("that is of one corruption.", where=where, seen=seen, fix=fix)
 
     def significance(self, metric: str | None = None, *, n: int = 10_000, seed: int = 0) -> xr.Dataset:
         """Returns how sure the pairs are of each effect, with the dims of `effect`.
@@ -276,7 +303,16 @@ class Result:
                 "that is more than one cell.", where="reason", seen=f"{left} left open", fix=f"name {left} too"
             )
         word = STATES[int(state)]
-        if word in ("measured", "exact") and abs(float(self.gap().sel(pair=cell.get("pair", 0)))) < NO_GAP:
+        gap = self.gap()
+        gap = gap.sel({dim: cell.get(str(dim), 0) for dim in gap.dims})
+        left = [
+            one
+            for one in self.provenance.get("left_out", ())
+            if all(cell.get(axis) == one[axis] for axis in cell if axis in one)
+        ]
+        if word == "not run" and left:
+            return f"not run: {left[0]['why']}"
+        if word in ("measured", "exact") and abs(float(gap)) < NO_GAP:
             return "no gap: the metric is the same in the clean and the corrupted run"
         return REASONS[word]
 
@@ -308,18 +344,24 @@ class Result:
         origin = self.origin.get(component) if isinstance(self.origin, Mapping) else None
         return replace(self, data=data, provenance=made, origin=origin)
 
-    def card(self) -> str:
-        """Returns the methods card: in words, everything a reader needs to judge or repeat the result."""
-        return write_card(self.provenance, self.baselines, self.warnings)
+    def card(self, *, markdown: bool = False) -> str:
+        """Returns the methods card: in words, everything a reader needs to judge or repeat the result.
+
+        Args:
+            markdown: as a Markdown list, for a paper or a notebook, instead of aligned lines.
+        """
+        return write_card(self.provenance, self.baselines, self.warnings, markdown=markdown)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the result as netCDF and returns the path; an existing file is replaced only by a complete one.
+
+        The methods card is in it as the attribute `methods_card`, for whoever opens the file with something else.
 
         Raises:
             ResultError: the folder does not exist or cannot be written to.
         """
         head = {"provenance": dict(self.provenance), "warnings": list(self.warnings)}
-        return write_file(path, self.data, self.baselines, head)
+        return write_file(path, self.data.assign_attrs(methods_card=self.card()), self.baselines, head)
 
     @property
     def _display(self) -> display.Display:
@@ -369,18 +411,20 @@ class Result:
         if self.provenance.get("method") not in ("patch", "path_patch"):
             sizes = ", ".join(f"{dim} {size}" for dim, size in self.data.sizes.items())
             return f"Result of {self.provenance.get('method')} on {self.provenance['model']['name']} ({sizes})"
-        lines = [self.headline(), "", *_table(self.top(8))]
+        lines = [self.headline(), "", *written(self.top(8))]
         return "\n".join([*lines, *(["", *(f"! {warning}" for warning in self.warnings)] if self.warnings else [])])
 
     def headline(self) -> str:
         """Returns one line: what was patched, in which direction, and the baselines."""
         made = self.provenance
         name = self.metrics[0]
+        kind = made.get("corruption", "counterfactual")
+        ablated = "" if kind == "counterfactual" else f" ({kind})"
         unit = self.data[name].attrs.get("unit", "")
         clean, corrupted = (float(self.baselines[run].sel(metric=name).mean()) for run in ("clean", "corrupted"))
         pairs = self.data.sizes["pair"]
         return (
-            f"{made['component']} over {' '.join(self.over)}, {made['direction']}, {made['model']['name']}, "
+            f"{made['component']} over {' '.join(self.over)}, {made['direction']}{ablated}, {made['model']['name']}, "
             f"{pairs} pair{'s' if pairs != 1 else ''}: "
             f"{name} clean {clean:+.2f}, corrupted {corrupted:+.2f} {unit}".rstrip()
         )
@@ -397,7 +441,8 @@ class Result:
         return metric
 
     def _values(self, metric: str | None) -> xr.DataArray:
-        return self.data[self._metric(metric)].drop_vars("state", errors="ignore")
+        values = self.data[self._metric(metric)]
+        return values.drop_vars([one for one in values.coords if one == "state" or str(one).startswith(SPREAD)])
 
     def _base(self, metric: str | None) -> xr.DataArray:
         """Returns m(base) [pair], or [direction pair] when both directions were run."""
@@ -431,25 +476,6 @@ def _ratio(above: xr.DataArray, gap: xr.DataArray, *, per_pair: bool = False) ->
         return above / gap
     mean = gap.where(above.notnull()).mean("pair")
     return above.where(gap.notnull()).mean("pair") / mean.where(abs(mean) >= NO_GAP)
-
-
-def _table(frame: pd.DataFrame) -> list[str]:
-    """Returns a frame as aligned lines, numbers with a sign and as many decimals as the largest needs."""
-    if frame.empty:
-        return ["no cell has a value"]
-    shown = frame.drop(columns="state")
-    for name in ("effect", "share", "recovered"):
-        digits = _digits(frame[name].abs().max())
-        shown[name] = [f"{value:+.{digits}f}" for value in frame[name]]
-    for name in frame.columns:
-        if name.endswith("_token"):
-            shown[name] = [repr(value) for value in frame[name]]
-    return shown.to_string(index=False).splitlines()
-
-
-def _digits(most: float) -> int:
-    """Returns how many decimals show two figures of the largest of some numbers; two at least, eight at most."""
-    return min(8, max(2, 1 - math.floor(math.log10(most)))) if most > 0 else 2
 
 
 def read(path: str | os.PathLike[str]) -> Result:

@@ -20,14 +20,18 @@ class Component:
         axes: the axes a sweep may use, in the order results have them.
         label: what it is called in a sentence, plural.
         hook: the name of its hook point inside a TransformerLens block, or "" when it has none there.
-        sweepable: whether the engine patches it.
+        like: the component whose patch has the same effect, "" for none: then it has an engine of its own.
     """
 
     name: str
     axes: tuple[str, ...]
     label: str
     hook: str
-    sweepable: bool = True
+    like: str = ""
+
+    def hook_at(self, layer: int) -> str:
+        """Returns the name of its hook point in a TransformerBridge; of embeddings there is one."""
+        return f"blocks.{layer}.{self.hook}" if "layer" in self.axes else self.hook
 
     @property
     def has_heads(self) -> bool:
@@ -47,7 +51,7 @@ _EDGE = ("layer", "head", "dest", "src")
 COMPONENTS: dict[str, Component] = {
     component.name: component
     for component in (
-        Component("embed", ("pos",), "token embeddings", "", sweepable=False),
+        Component("embed", ("pos",), "token embeddings", "hook_embed", "resid_pre"),
         Component("resid_pre", _POS, "positions of the residual stream", "hook_resid_pre"),
         Component("resid_mid", _POS, "positions of the residual stream after attention", "hook_resid_mid"),
         Component("resid_post", _POS, "positions of the residual stream after the MLP", "hook_resid_post"),
@@ -58,13 +62,15 @@ COMPONENTS: dict[str, Component] = {
         Component("k", _HEAD, "heads’ keys", "attn.hook_k"),
         Component("v", _HEAD, "heads’ values", "attn.hook_v"),
         Component("pattern", _EDGE, "attention patterns", "attn.hook_pattern"),
-        Component("scores", _EDGE, "attention scores", "attn.hook_attn_scores", sweepable=False),
+        Component("scores", _EDGE, "attention scores", "attn.hook_attn_scores", "scores"),
         Component("mlp_post", ("layer", "neuron", "pos"), "neurons", "mlp.hook_post"),
-        Component("head_out", _HEAD, "attention heads", "attn.hook_result", sweepable=False),
+        Component("head_out", _HEAD, "attention heads", "attn.hook_z", "z"),
     )
 }
 
-SWEEPABLE: tuple[str, ...] = tuple(name for name, component in COMPONENTS.items() if component.sweepable)
+SWEEPABLE: tuple[str, ...] = tuple(name for name, component in COMPONENTS.items() if not component.like)
+"""The components whose patches differ from each other; `embed` and `head_out` act like one of them, `scores` are
+patched by replay only."""
 
 
 @dataclass(frozen=True)
@@ -117,23 +123,21 @@ def component_of(name: str) -> Component:
     """Returns the component called `name`.
 
     Raises:
-        SiteError: there is none, or the engine does not sweep it.
+        SiteError: there is none.
     """
     if name not in COMPONENTS:
-        raise SiteError(f"no component {name!r}.", where="component", fix=suggest(name, SWEEPABLE))
-    component = COMPONENTS[name]
-    if not component.sweepable:
-        raise SiteError(f"{name} cannot be swept.", where="component", fix="one of: " + ", ".join(SWEEPABLE))
-    return component
+        raise SiteError(f"no component {name!r}.", where="component", fix=suggest(name, COMPONENTS))
+    return COMPONENTS[name]
 
 
 def default_over(component: str) -> tuple[str, ...]:
     """Returns the axes a sweep of `component` uses when none are named: layer and head, else layer and pos."""
-    return ("layer", "head") if component_of(component).has_heads else ("layer", "pos")
+    known = component_of(component)
+    return ("layer", "head") if known.has_heads else tuple(axis for axis in known.axes if axis in ("layer", "pos"))
 
 
 def parse_over(component: str, over: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Returns the swept axes in the order of the component's own.
+    """Returns the swept axes in the order of the component's own; "label" stands where "pos" would.
 
     Args:
         over: axis names, separated by spaces or commas, in any order; None for the usual ones.
@@ -148,8 +152,11 @@ def parse_over(component: str, over: str | Sequence[str] | None) -> tuple[str, .
     usual = f'over="{" ".join(default_over(component))}"'
     if not any(names):
         raise SiteError("over names no axis.", where="over", seen=repr(over), fix=usual)
+    axes = known.axes
+    if "label" in names and "pos" in axes and "pos" not in names:
+        axes = tuple("label" if axis == "pos" else axis for axis in axes)
     for name in names:
-        if name not in known.axes:
+        if name not in axes:
             raise SiteError(
                 f"{component} has no axis {name!r}.",
                 where=f"over={over!r}",
@@ -158,7 +165,7 @@ def parse_over(component: str, over: str | Sequence[str] | None) -> tuple[str, .
             )
     if len(set(names)) < len(names):
         raise SiteError("an axis is named twice.", where="over", seen=repr(over), fix=usual)
-    return tuple(axis for axis in known.axes if axis in names)
+    return tuple(axis for axis in axes if axis in names)
 
 
 def _axis_hint(component: str, name: str, axes: tuple[str, ...]) -> str:
@@ -169,7 +176,7 @@ def _axis_hint(component: str, name: str, axes: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Site:
-    """One place in a model. None means all of that axis; `pos` and `dest` may be "END", the last token.
+    """One place in a model. None means all of that axis; `pos` may be "END", the last token, or a pair's label.
 
     Attributes:
         head: the head; of `mlp_post` the neuron.
@@ -195,7 +202,7 @@ class Site:
 _SITE = re.compile(
     r"""\s*(?P<component>\w+)\s*
     (?:\[\s*(?P<layer>\d+|\*)\s*(?:\.\s*(?P<head>\d+|\*)\s*)?\])?\s*
-    (?:@\s*(?P<pos>\d+|END|\*)\s*)?
+    (?:@\s*(?P<pos>\d+|\*|[^\W\d][\w .'-]*?)\s*)?
     (?:<-\s*(?P<src>\d+|\*)\s*)?$""",
     re.VERBOSE,
 )
@@ -226,8 +233,9 @@ def parse_site(text: str) -> Site:
         raise SiteError(
             f"{component} has no source axis.", where=f"site {text!r}", fix=f'"pattern{text[len(component) :]}"'
         )
-    pos = parts["pos"] if parts["pos"] == "END" else _index(parts["pos"])
-    return Site(component, _index(parts["layer"]), _index(parts["head"]), pos, _index(parts["src"]))
+    pos = parts["pos"]
+    place = _index(pos) if pos is None or pos == "*" or pos.isdecimal() else pos
+    return Site(component, _index(parts["layer"]), _index(parts["head"]), place, _index(parts["src"]))
 
 
 def check_site(site: Site, shape: ModelShape) -> Site:

@@ -5,6 +5,7 @@ from nbpatch.engine.fit import probe, speed_of
 from nbpatch.engine.frontier import room_for
 from nbpatch.engine.loop import Progress, run, run_together
 from nbpatch.engine.outcome import Origin
+from nbpatch.engine.rows import acting
 from nbpatch.engine.trace import wanted
 from nbpatch.model import Model, load
 from nbpatch.plan import Plan
@@ -15,7 +16,12 @@ Model.prober = probe
 def planned(plan: Plan, model: Model) -> Plan:
     """Returns a plan that knows what it will cost on a model: waves, operations, bytes and seconds."""
     seconds, rate = speed_of(model)
-    return with_cost(plan, room=room_for([plan], model, wanted([plan.component])), pass_seconds=seconds, rate=rate)
+    return with_cost(
+        plan,
+        room=room_for([plan], model, wanted(acting(name) for name in plan.components)),
+        pass_seconds=seconds,
+        rate=rate,
+    )
 
 
 __all__ = ["Origin", "Progress", "load", "planned", "run", "run_together"]

@@ -40,7 +40,7 @@ def describe_tokens(one: TokenizedPair) -> dict[str, Any]:
         "answer_ids": list(one.answer_ids),
         "wrong_ids": list(one.wrong_ids),
         "aligned": [list(places) for places in one.aligned],
-        "differs": list(one.differs),
+        "differs": list(one.marked),
         "clean_end": one.clean_end,
         "corrupted_end": one.corrupted_end,
         "has_bos": one.has_bos,

@@ -64,9 +64,9 @@ class EdgePlan(Plan):
             "component_label": f"{LABELS[self.senders]} → {LABELS[self.receivers]}",
         }
 
-    def head_labels(self) -> tuple[int, ...] | tuple[str, ...]:
-        """Returns the labels of the receivers' heads."""
-        return self.shape.head_labels(self.receivers)
+    def axis_labels(self, axis: str) -> Sequence[object] | None:
+        """Returns the labels of the receivers' heads; None where an axis has its numbers."""
+        return self.shape.head_labels(self.receivers) if axis == "head" else None
 
     def axes_of(self, cells: Ints) -> dict[str, Ints]:
         """Returns, for flat cells, their index along direction, every swept axis and pair."""
@@ -223,4 +223,5 @@ def edge_rows(plan: EdgePlan) -> Rows:
         head=whole if shared else axes.get("head", whole),
         neuron=whole,
         src=whole,
+        joint=whole,
     )

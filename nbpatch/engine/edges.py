@@ -21,12 +21,12 @@ from nbpatch.engine.edge_plan import EdgePlan, edge_rows
 from nbpatch.engine.entries import Tokens, indexed, present, vectors
 from nbpatch.engine.frontier import Frontier, room_for
 from nbpatch.engine.memory import Room
+from nbpatch.engine.packing import rectangles
 from nbpatch.engine.rows import Ints, Rows, waves
 from nbpatch.engine.selftest import TOLERANCE
 from nbpatch.engine.shims import Shim, Stopped, at_positions
 from nbpatch.engine.table import Filled
 from nbpatch.engine.trace import Layer, Trace, trace
-from nbpatch.engine.walk import rectangles
 from nbpatch.errors import PatchNotApplied, SiteError
 from nbpatch.model import Model
 from nbpatch.parts import Parts

@@ -146,9 +146,12 @@ def _from_patterns(seen: Layer, tokens: Tokens, rows: Rows) -> Tensor:
     """Returns z with the source run's weights: for all sources of a destination, or for one of them."""
     runs, which = np.unique(rows.run[tokens.owner], return_inverse=True)
     run, source = indexed(runs, seen.q), indexed(runs ^ 1, seen.q)
-    _, theirs = attend_with_weights(
-        seen.module, seen.q[source], seen.k[source], seen.v[source], _mask(seen), seen.options
-    )
+    if seen.weights is None:
+        _, theirs = attend_with_weights(
+            seen.module, seen.q[source], seen.k[source], seen.v[source], _mask(seen), seen.options
+        )
+    else:
+        theirs = seen.weights[source // 2]
     values = seen.v[run].repeat_interleave(seen.q.shape[1] // seen.v.shape[1], dim=1)
     at, dest = indexed(which, values), indexed(tokens.position, values)
     src = rows.src[tokens.owner]

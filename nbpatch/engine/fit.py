@@ -14,6 +14,7 @@ from nbpatch.engine.selftest import TOLERANCE, disagreements
 from nbpatch.errors import ModelError
 from nbpatch.model import Capability, Model, Probe, probe_bridge
 from nbpatch.parts import Parts, Unfit, find_parts
+from nbpatch.sites import COMPONENTS
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,9 @@ def probe(model: Model) -> Probe:
     if others:
         slow = probe_bridge(model)
         found.update({name: slow[name] for name in others if name in slow})
+    for name, component in COMPONENTS.items():
+        if component.like in found and component.like != name:
+            found[name] = found[component.like]
     return Probe("frontier", found)
 
 

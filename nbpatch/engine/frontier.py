@@ -11,7 +11,8 @@ from torch import Tensor
 from nbpatch.engine.base import BaseRuns, answers_of
 from nbpatch.engine.lead import Lead, begin
 from nbpatch.engine.memory import Room, room_of
-from nbpatch.engine.rows import Rows, base_rows, rows_of, waves
+from nbpatch.engine.rows import Rows, acting, base_rows, joints_of, rows_of, waves
+from nbpatch.engine.supply import Ids, Supply, noise_of
 from nbpatch.engine.table import Filled
 from nbpatch.engine.tail import unembedded
 from nbpatch.engine.trace import Trace, wanted
@@ -40,6 +41,7 @@ class Frontier:
 
     def __init__(self, plans: Sequence[Plan], model: Model, parts: Parts, returns: Mapping[int, int]) -> None:
         self.plans = plans
+        self.joints = joints_of(plans)
         self.model = model
         self.parts = parts
         self.returns = returns
@@ -54,21 +56,24 @@ class Frontier:
         self.max_tokens = self.room.max_tokens
 
     def _room_for(self, plans: Sequence[Plan]) -> Room:
-        return room_for(plans, self.model, wanted(plan.component for plan in plans))
+        return room_for(plans, self.model, wanted(acting(name) for plan in plans for name in plan.components))
 
     def trace(self, *, alone: bool = False) -> BaseRuns:
         """Runs every prompt once, and the first wave with the last of them unless they are to run alone."""
         tokenized = self.plans[0].tokenized
         prompts = [ids for one in tokenized for ids in (one.clean_ids, one.corrupted_ids)]
-        keep = wanted(plan.component for plan in self.plans)
+        components = {acting(name) for plan in self.plans for name in plan.components}
+        keep = wanted(components)
+        ablates = self.plans[0].corruption.ablates
         parts = list(base_rows(tokenized, max_tokens=self.max_tokens))
         taken = int(parts[-1].tokens.sum())
         cut = list(waves(rows_of(self.plans), max_tokens=self.max_tokens, together=self._together(), taken=taken))
-        joins = bool(cut) and not alone and taken + cut[0].tokens.sum() <= self.max_tokens
+        joins = bool(cut) and not (alone or ablates or self.joints) and taken + cut[0].tokens.sum() <= self.max_tokens
         logits = torch.empty(len(prompts), self.model.shape.d_vocab)
+        noise = {2 * pair + 1: one for pair, one in noise_of(self.plans[0], self.model).items()}
         with self.model.lock:
             traced = self.traced = begin(
-                self.parts, prompts, self.returns, device=self.model.device, max_tokens=self.max_tokens
+                self.parts, prompts, self.returns, noise, device=self.model.device, max_tokens=self.max_tokens
             )
             traced.passing = self.room.passing
             hidden = None
@@ -80,13 +85,20 @@ class Frontier:
                 self.flops += walk.flops + 2.0 * ends[: len(rows)].shape.numel() * self.model.shape.d_vocab
                 logits[torch.from_numpy(rows.run)] = unembedded(self.parts, traced, ends[: len(rows)]).float().cpu()
                 hidden = ends[len(rows) :] if joined else None
+            drawn = self._ablated(traced, keep, patterns="pattern" in components) if ablates else []
         self.ready = [(wave, hidden if number == 0 else None) for number, wave in enumerate(cut)]
-        return self._based_on(logits)
+        return self._based_on(logits, drawn)
 
-    def _based_on(self, logits: Float[Tensor, "run d_vocab"]) -> BaseRuns:
+    def _ablated(self, traced: Trace, keep: frozenset[str], *, patterns: bool) -> list[Ids]:
+        """Replaces the corrupted runs' activations, and returns the prompts drawn for it."""
+        supply = Supply(self.plans[0], self.model, self.parts, traced, keep, patterns, self.max_tokens)
+        supply.replace()
+        return supply.drawn
+
+    def _based_on(self, logits: Float[Tensor, "run d_vocab"], drawn: Sequence[Ids] = ()) -> BaseRuns:
         """Returns the base runs from their logits, clean and corrupted in turns."""
         both = {"clean": logits[0::2], "corrupted": logits[1::2]}
-        self.runs = BaseRuns((), both, answers_of(self.plans[0].tokenized, both["clean"]))
+        self.runs = BaseRuns((), both, answers_of(self.plans[0].tokenized, both["clean"]), drawn=drawn)
         if all(metric.local for plan in self.plans for metric in plan.metrics):
             self.columns = self.runs.answers.columns
         return self.runs
@@ -111,7 +123,7 @@ class Frontier:
             raise LookupError("the base runs come first")
         with self.model.lock:
             if hidden is None:
-                walk = Walk(wave, self.parts, self.traced, bucket=self._bucket())
+                walk = Walk(wave, self.parts, self.traced, self.joints, bucket=self._bucket())
                 hidden = walk.go()
                 self.flops += walk.flops
             self.n_waves += 1
@@ -133,7 +145,7 @@ class Frontier:
         run = int(row.run[0])
         base = self.traced.first_nan(run)
         if base is None:
-            walk = Walk(row, self.parts, self.traced, bucket=1, watch=True)
+            walk = Walk(row, self.parts, self.traced, self.joints, bucket=1, watch=True)
             walk.go()
             place = "behind the last layer" if walk.first_nan is None else f"in layer {walk.first_nan}"
             self.broken = f"it appears {place} of the patched run"

@@ -8,7 +8,7 @@ from nbpatch.engine.fit import Fit, fit_of
 from nbpatch.engine.frontier import Frontier
 from nbpatch.engine.outcome import results_of
 from nbpatch.engine.replay import Replay
-from nbpatch.engine.rows import why_not
+from nbpatch.engine.rows import acting, why_not
 from nbpatch.engine.table import Progress, Table
 from nbpatch.model import Model
 from nbpatch.plan import Plan
@@ -57,11 +57,30 @@ def run_together(
 ) -> list[Result]:
     """Runs several plans on the same pairs at once: they share base runs and, in the fast engine, every batch.
 
+    Plans that the fast engine does not take are run behind the others.
+
     They must have the same metrics. Args and errors are those of `run`; progress counts the runs of all plans and shows
     the table just filled.
     """
     fit = fit_of(model)
-    return drive(_engine(plans, model, fit), plans, model, on_progress=on_progress, stop=stop)
+    reasons = [_why_replayed([plan], model, fit) for plan in plans]
+    found: dict[int, Result] = {}
+    total, done = sum(plan.n_runs for plan in plans), 0
+    for slow in (False, True):
+        mine = [number for number, reason in enumerate(reasons) if bool(reason) is slow]
+        some = [plans[number] for number in mine]
+        if some:
+            on = _counting(on_progress, done, total)
+            found.update(
+                zip(mine, drive(_engine(some, model, fit), some, model, on_progress=on, stop=stop), strict=True)
+            )
+            done += sum(plan.n_runs for plan in some)
+    return [found[number] for number in range(len(plans))]
+
+
+def _counting(on_progress: Callable[[Progress], None], done: int, total: int) -> Callable[[Progress], None]:
+    """Returns a progress callback that counts what was done before, of all that is to do."""
+    return lambda progress: on_progress(replace(progress, done=done + progress.done, total=total))
 
 
 def drive(
@@ -115,15 +134,20 @@ def _progress(tables: Sequence[Table], number: int) -> Progress:
 
 def _engine(plans: Sequence[Plan], model: Model, fit: Fit) -> Frontier | Replay:
     """Returns the fastest engine that is exact for these plans on this model."""
-    asked = "" if model.engine == "auto" else "asked for"
-    reason = (
-        asked or fit.reason or why_not(plans) or next((why for plan in plans if (why := fit.works[plan.component])), "")
-    )
+    reason = _why_replayed(plans, model, fit)
     if fit.parts is not None and not reason:
         return Frontier(plans, model, fit.parts, fit.returns)
-    for plan in plans:
-        model.check_replayed(plan.component)
+    for name in dict.fromkeys(name for plan in plans for name in plan.components):
+        model.check_replayed(name)
     return Replay(plans, model, reason=reason, max_tokens=min(tokens_per_forward(plan, model) for plan in plans))
+
+
+def _why_replayed(plans: Sequence[Plan], model: Model, fit: Fit) -> str:
+    """Returns why plans go through whole forwards on this model, or ""."""
+    asked = "" if model.engine == "auto" else "asked for"
+    components = dict.fromkeys(name for plan in plans for name in plan.components)
+    refused = fit.reason or why_not(plans) or next((why for one in components if (why := fit.works[acting(one)])), "")
+    return asked or refused
 
 
 def tokens_per_forward(plan: Plan, model: Model) -> int:

@@ -9,11 +9,13 @@ import numpy as np
 import xarray as xr
 
 from nbpatch.engine.describe import describe_model, describe_tokens, describe_versions
+from nbpatch.engine.finished import Finished, finished
 from nbpatch.engine.lint import lint
 from nbpatch.engine.table import Table
+from nbpatch.joint import JointPlan
 from nbpatch.model import Model
-from nbpatch.plan import EXACT, MEASURED, NO_PATH, Plan
-from nbpatch.result import Result
+from nbpatch.plan import EXACT, NO_PATH, Plan
+from nbpatch.result import SPREAD, Result
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ def results_of(
         noticed: warnings about the model.
         broken: where the first NaN appeared.
     """
-    first = tables[0]
+    done = [finished(table) for table in tables]
+    first = done[0]
     metrics = first.plan.metrics
     baselines = xr.Dataset(
         {
@@ -53,40 +56,45 @@ def results_of(
         "model": describe_model(model),
         "pairs": _describe_pairs(first, model),
         "versions": describe_versions(),
-        "seed": None,
     }
     return [
         Result(
-            _dataset(table),
+            _dataset(one),
             baselines,
-            {**_made(table, spent), **shared},
-            (*noticed, *lint(table, stopped=stopped, broken=broken)),
-            Origin(model, table.plan),
+            {**_made(one, spent), **shared},
+            (*noticed, *lint(one, stopped=stopped, broken=broken)),
+            _origin(model, one.plan),
         )
-        for table in tables
+        for one in done
     ]
 
 
-def _dataset(table: Table) -> xr.Dataset:
-    """Returns a table's labelled arrays."""
-    plan = table.plan
+def _origin(model: Model, plan: Plan) -> Origin | None:
+    """Returns what a widget goes on from; it knows the other prompt only, and one place at a time."""
+    return None if plan.corruption.kind != "counterfactual" or isinstance(plan, JointPlan) else Origin(model, plan)
+
+
+def _dataset(one: Finished) -> xr.Dataset:
+    """Returns the labelled arrays of what a run found."""
+    plan = one.plan
     both = plan.both
-    values = {name: table.values[name] if both else table.values[name][0] for name in table.values}
-    state = table.state if both else table.state[0]
+    values = {name: one.values[name] if both else one.values[name][0] for name in one.values}
+    state = one.state if both else one.state[0]
     axes = (*(("direction",) if both else ()), *plan.over, "pair")
     sizes = tuple(zip(axes, state.shape, strict=True))
-    heads = plan.head_labels() if "head" in plan.over else ()
+    named = tuple((axis, tuple(labels)) for axis in plan.over if (labels := plan.axis_labels(axis)) is not None)
     metrics = tuple((metric.name, metric.unit, metric.label) for metric in plan.metrics)
-    data = _labelled(sizes, plan.directions, heads, metrics).copy(data=values)
+    data = _labelled(sizes, plan.directions, named, metrics).copy(data=values)
     data.variables["state"].data = state
-    return data
+    spread = {f"{SPREAD}{name}": (axes, value if both else value[0]) for name, value in one.spread.items()}
+    return data.assign_coords(spread) if spread else data
 
 
 @lru_cache(maxsize=64)
 def _labelled(
     sizes: tuple[tuple[str, int], ...],
     directions: tuple[str, ...],
-    heads: tuple[Any, ...],
+    named: tuple[tuple[str, tuple[Any, ...]], ...],
     metrics: tuple[tuple[str, str, str], ...],
 ) -> xr.Dataset:
     """Returns arrays of nothing with their labels: those take longer to make than a small model's sweep."""
@@ -94,8 +102,7 @@ def _labelled(
     labels: dict[str, Any] = {axis: np.arange(size) for axis, size in sizes}
     if "direction" in labels:
         labels["direction"] = list(directions)
-    if heads:
-        labels["head"] = list(heads)
+    labels.update({axis: list(given) for axis, given in named})
     labels["state"] = (dims, np.broadcast_to(np.int8(0), shape))
     return xr.Dataset(
         {name: (dims, np.broadcast_to(0.0, shape), {"unit": unit, "label": label}) for name, unit, label in metrics},
@@ -103,30 +110,34 @@ def _labelled(
     )
 
 
-def _made(table: Table, spent: Mapping[str, Any]) -> dict[str, Any]:
+def _made(one: Finished, spent: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what of the provenance is the plan's own."""
-    plan = table.plan
+    plan = one.plan
+    planned, run = one.runs
     return {
         **plan.made(),
         "over": list(plan.over),
         "direction": "both" if plan.both else plan.directions[0],
         "metrics": [metric.describe() for metric in plan.metrics],
-        "corruption": "counterfactual",
+        "corruption": plan.corruption.kind,
+        "corruption_words": plan.corruption.words(),
+        "seed": plan.corruption.seed_used,
+        **({"draws": [[list(ids) for ids in pair] for pair in one.drawn]} if one.drawn else {}),
         "engine": {
             **spent,
             "cells": plan.n_cells,
-            "runs": plan.n_runs,
-            "run": int((table.state == MEASURED).sum()),
-            "exact": int((table.state == EXACT).sum()),
-            "no_path": int((table.state == NO_PATH).sum()),
+            "runs": planned,
+            "run": run,
+            "exact": int((one.state == EXACT).sum()),
+            "no_path": int((one.state == NO_PATH).sum()),
         },
     }
 
 
-def _describe_pairs(table: Table, model: Model) -> list[dict[str, Any]]:
+def _describe_pairs(done: Finished, model: Model) -> list[dict[str, Any]]:
     """Returns what the result keeps of each pair, with both base runs' likeliest next tokens."""
-    tops = {run: model.top_tokens(logits) for run, logits in table.runs.logits.items()}
+    tops = {run: model.top_tokens(logits) for run, logits in done.logits.items()}
     return [
         {**describe_tokens(one), "clean_top": tops["clean"][number], "corrupted_top": tops["corrupted"][number]}
-        for number, one in enumerate(table.plan.tokenized)
+        for number, one in enumerate(done.plan.tokenized)
     ]

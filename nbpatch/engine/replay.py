@@ -4,7 +4,7 @@ Each row is one (cell, pair). A layer's hook writes the source run's values into
 `hook_resid_mid` is the tensor that the residual connection holds on to, and a new tensor would miss that.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,12 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nbpatch.engine.base import BASE, SOURCE, BaseRuns, Group, trace_runs
+from nbpatch.engine.base import BASE, SOURCE, BaseRuns, Group, noise_hooks, trace_runs
 from nbpatch.engine.table import Filled
 from nbpatch.errors import PatchNotApplied
+from nbpatch.joint import SAME, WHOLE, JointPlan, Write
 from nbpatch.model import Hook, Model
-from nbpatch.plan import Cell, Plan
+from nbpatch.plan import PATTERNS, Cell, Plan
 from nbpatch.sites import COMPONENTS
 
 
@@ -94,12 +95,14 @@ def replay(
         PatchNotApplied: a patch did not fire exactly once, or not with the planned shape.
     """
     for batch in _batches(wave, plan, runs):
-        direction = plan.directions[batch.direction]
+        base = BASE[plan.directions[batch.direction]]
         places = batch.group.places(batch.pairs)
-        patches = _patches([wave[cell] for cell in batch.cells], plan, batch.group, places)
-        writers = [Writer(plan, model, layer, batch, spots) for layer, spots in patches.items()]
-        ids = batch.group.ids[BASE[direction]][torch.from_numpy(places)]
-        logits = model.answer_logits(ids, [writer.hook() for writer in writers])
+        patches = _patches(wave, plan, batch)
+        writers = [Writer(plan, model, place, batch, spots) for place, spots in patches.items()]
+        ids = batch.group.ids[base][torch.from_numpy(places)]
+        noised = {row: runs.noise[int(pair)] for row, pair in enumerate(batch.pairs) if runs.noise}
+        hooks = noise_hooks(model, noised) if base == "corrupted" else []
+        logits = model.answer_logits(ids, [*hooks, *(writer.hook() for writer in writers)])
         for writer in writers:
             writer.check()
         yield batch, logits.float().cpu()
@@ -123,33 +126,89 @@ def _batches(wave: Sequence[Cell], plan: Plan, runs: BaseRuns) -> Iterator[Batch
 
 @dataclass(frozen=True)
 class Spots:
-    """Where one layer's hook writes, and from where it reads: index arrays that broadcast against each other."""
+    """Where one hook writes, and from where it reads: index arrays that broadcast against each other.
+
+    Attributes:
+        run, layer: the base run and the layer the values are from.
+    """
 
     target: tuple[NDArray[np.int64], ...]
     source: tuple[NDArray[np.int64], ...]
+    run: str
+    layer: int
 
 
-def _patches(cells: Sequence[Cell], plan: Plan, group: Group, places: NDArray[np.int64]) -> dict[int, Spots]:
-    """Returns, per layer that is patched in any row, the index arrays of the patch.
-
-    An axis that is not swept is patched whole; positions go through the pair's alignment.
-    """
-    index = np.array([cell.index for cell in cells], np.int64).reshape(len(cells), -1)
-    swept = {axis: index[:, column] for column, axis in enumerate(plan.over)}
-    base_side, source_side = _sides(plan, cells)
-    patches: dict[int, Spots] = {}
-    for layer in np.unique(swept["layer"]) if "layer" in swept else range(plan.shape.n_layers):
-        rows = np.flatnonzero(swept["layer"] == layer) if "layer" in swept else np.arange(len(cells))
-        chosen = {axis: values[rows] for axis, values in swept.items()}
-        target, source = _indices(plan, group, places[rows], chosen, (base_side, source_side))
-        fill = (1,) * (target[0].ndim - 1)
-        patches[int(layer)] = Spots((rows.reshape(-1, *fill), *target), (places[rows].reshape(-1, *fill), *source))
+def _patches(wave: Sequence[Cell], plan: Plan, batch: Batch) -> dict[tuple[str, int], list[Spots]]:
+    """Returns, per component and layer that is patched in any row, what is written there."""
+    if not isinstance(plan, JointPlan):
+        return _swept(wave, plan, batch)
+    patches: dict[tuple[str, int], list[Spots]] = {}
+    for row, (cell, pair) in enumerate(zip(batch.cells, batch.pairs, strict=True)):
+        for write in plan.writes(wave[cell].index, int(pair)):
+            spots = _written(plan, batch, row, write)
+            if spots is not None:
+                patches.setdefault((write.component, write.layer), []).append(spots)
     return patches
 
 
-def _sides(plan: Plan, cells: Sequence[Cell]) -> tuple[int, int]:
-    """Returns which column of an alignment (0 clean, 1 corrupted) is the base's and which the source's."""
-    return (1, 0) if plan.directions[cells[0].direction] == "denoising" else (0, 1)
+def _written(plan: Plan, batch: Batch, row: int, write: Write) -> Spots | None:
+    """Returns one write of one row; None where the pair has no such position."""
+    direction = plan.directions[batch.direction]
+    run = BASE[direction] if write.own else SOURCE[direction]
+    place = int(batch.group.places(batch.pairs[row : row + 1])[0])
+    clean, corrupted = batch.group.aligned[place].T
+    sides = {"clean": clean, "corrupted": corrupted}
+    at = slice(None) if write.pos == WHOLE else np.flatnonzero(clean == write.pos)
+    here = sides[BASE[direction]][at]
+    origin = at if write.from_pos == SAME else np.flatnonzero(clean == write.from_pos)
+    there = sides[run][origin]
+    if not len(here) or not len(there):
+        return None
+    layer = write.layer if write.from_layer == SAME else write.from_layer
+    target, source = (_at(plan, write, *one, sides) for one in ((row, here), (place, there)))
+    return Spots(target, source, run, layer)
+
+
+def _at(
+    plan: Plan, write: Write, row: int, pos: NDArray[np.int64], sides: Mapping[str, NDArray[np.int64]]
+) -> tuple[NDArray[np.int64], ...]:
+    """Returns the index of a write in a hook tensor."""
+    rows = np.full(1, row)
+    if write.component in PATTERNS:
+        heads = np.arange(plan.shape.n_heads) if write.unit == WHOLE else np.array([write.unit])
+        src = sides["clean"] if write.src == WHOLE else np.array([write.src])
+        return rows[:, None, None], heads[:, None, None], pos[:, None], src
+    return (rows, pos) if write.unit == WHOLE else (rows, pos, np.full(1, write.unit))
+
+
+def _swept(wave: Sequence[Cell], plan: Plan, batch: Batch) -> dict[tuple[str, int], list[Spots]]:
+    """Returns the patches of a sweep by layer; an axis that is not swept is patched whole, positions are aligned."""
+    cells = [wave[cell] for cell in batch.cells]
+    places = batch.group.places(batch.pairs)
+    direction = plan.directions[batch.direction]
+    index = np.array([cell.index for cell in cells], np.int64).reshape(len(cells), -1)
+    swept = {axis: index[:, column] for column, axis in enumerate(plan.over)}
+    sides = (1, 0) if direction == "denoising" else (0, 1)
+    patches: dict[tuple[str, int], list[Spots]] = {}
+    for layer in _layers(plan, swept):
+        rows = np.flatnonzero(swept["layer"] == layer) if "layer" in swept else np.arange(len(cells))
+        chosen = {axis: values[rows] for axis, values in swept.items()}
+        target, source = _indices(plan, batch.group, places[rows], chosen, sides)
+        fill = (1,) * (target[0].ndim - 1)
+        one = Spots(
+            (rows.reshape(-1, *fill), *target),
+            (places[rows].reshape(-1, *fill), *source),
+            SOURCE[direction],
+            layer,
+        )
+        patches[plan.component, layer] = [one]
+    return patches
+
+
+def _layers(plan: Plan, swept: Mapping[str, NDArray[np.int64]]) -> list[int]:
+    if "layer" in swept:
+        return [int(layer) for layer in np.unique(swept["layer"])]
+    return list(range(plan.shape.n_layers if "layer" in COMPONENTS[plan.component].axes else 1))
 
 
 def _indices(
@@ -162,7 +221,7 @@ def _indices(
     """Returns index arrays behind the row axis, in the order of the hook tensor's axes, for base and source."""
     every = np.arange(plan.shape.heads_of(plan.component))[None]
     heads = swept["head"][:, None] if "head" in swept else np.repeat(every, len(places), axis=0)
-    if plan.component == "pattern":
+    if plan.component in PATTERNS:
         places_of = [_positions(group, places, swept.get(axis), sides) for axis in ("dest", "src")]
         return _pattern_indices(heads, places_of[0][0], places_of[1][0]), _pattern_indices(
             heads, places_of[0][1], places_of[1][1]
@@ -195,18 +254,27 @@ def _pattern_indices(
 class Writer:
     """One layer's hook: writes source values into the rows of a batch, and counts how often it fired."""
 
-    def __init__(self, plan: Plan, model: Model, layer: int, batch: Batch, spots: Spots) -> None:
-        self.name = model.hook_name(plan.component, layer)
-        self.site = f"{plan.component}[{layer}]"
+    def __init__(self, plan: Plan, model: Model, place: tuple[str, int], batch: Batch, spots: Sequence[Spots]) -> None:
+        component, layer = place
+        self.name = model.hook_name(component, layer)
+        self.site = f"{component}[{layer}]"
         self.rows = len(batch.cells)
         self.fired = 0
-        source = batch.group.sources[SOURCE[plan.directions[batch.direction]], layer]
-        self.target = tuple(torch.from_numpy(index).to(source.device) for index in spots.target)
-        self.values = source[tuple(torch.from_numpy(index).to(source.device) for index in spots.source)]
+        self.written = [self._read(batch, component, one) for one in spots]
+        source = batch.group.sources[spots[0].run, component, spots[0].layer]
         self.shape = (self.rows, *source.shape[1:])
-        if plan.component != "pattern" and len(batch.group.ids["clean"][0]) != len(batch.group.ids["corrupted"][0]):
+        if component not in PATTERNS:
             base = batch.group.ids[BASE[plan.directions[batch.direction]]]
             self.shape = (self.rows, base.shape[1], *source.shape[2:])
+
+    def _read(self, batch: Batch, component: str, spots: Spots) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Returns an index into the hook's tensor, and what is written there."""
+        source = batch.group.sources[spots.run, component, spots.layer]
+        target, place = (
+            tuple(torch.from_numpy(np.ascontiguousarray(index)).to(source.device) for index in one)
+            for one in (spots.target, spots.source)
+        )
+        return target, source[place]
 
     def hook(self) -> Hook:
         """Returns the hook point's name and the function to hang there.
@@ -232,7 +300,8 @@ class Writer:
                 seen=f"shape {list(value.shape)}, planned {list(self.shape)}",
                 fix="model.describe() shows which components work in this model",
             )
-        value[self.target] = self.values
+        for target, values in self.written:
+            value[target] = values
 
     def check(self) -> None:
         """Raises PatchNotApplied unless the hook fired exactly once."""

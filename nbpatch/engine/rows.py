@@ -3,12 +3,14 @@
 Everything is numpy columns, one entry per row: a small model has hundreds of rows and milliseconds to run them in.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nbpatch.corruption import Mean
+from nbpatch.joint import SAME, JointPlan, Write
 from nbpatch.plan import NOT_RUN, Plan
 from nbpatch.prompts import TokenizedPair
 from nbpatch.sites import COMPONENTS
@@ -35,6 +37,9 @@ COMPONENT_NAMES = tuple(KINDS)
 WHOLE = -1
 """Stands for "all of that axis"."""
 
+NOWHERE = -2
+"""Stands for "at no position": the row begins as its base run."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -49,6 +54,7 @@ class Rows:
         alone: whether in the entry layer only `pos` can change.
         head: the patched head (of the component: a key-value head for k and v), or WHOLE.
         neuron: the patched neuron, or WHOLE; src: the patched source position of a pattern, or WHOLE.
+        joint: which set of places is written over in the row, an index into `joints_of`; WHOLE for none.
     """
 
     plan: Ints
@@ -65,6 +71,7 @@ class Rows:
     head: Ints
     neuron: Ints
     src: Ints
+    joint: Ints
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -91,7 +98,39 @@ class Rows:
 
 def rows_of(plans: Sequence[Plan]) -> Rows:
     """Returns all runs that several plans on the same pairs have to make."""
-    return Rows.joined([_rows(number, plan) for number, plan in enumerate(plans)])
+    numbers = {writes: number for number, writes in enumerate(joints_of(plans))}
+    return Rows.joined(
+        [
+            _joint_rows(number, plan, numbers) if isinstance(plan, JointPlan) else _rows(number, plan)
+            for number, plan in enumerate(plans)
+        ]
+    )
+
+
+def joints_of(plans: Sequence[Plan]) -> list[tuple[Write, ...]]:
+    """Returns the different sets of places that the runs of some plans write to."""
+    found: dict[tuple[Write, ...], None] = {}
+    for plan in plans:
+        if isinstance(plan, JointPlan):
+            found.update(dict.fromkeys(_writes_of(plan).values()))
+    return list(found)
+
+
+def _writes_of(plan: JointPlan) -> dict[int, tuple[Write, ...]]:
+    """Returns what each run writes to, by its place in the plan's table; directions write to the same places."""
+    per_direction = plan.states[0].size
+    one = np.flatnonzero((plan.states == NOT_RUN).any(axis=0))
+    made: dict[int, tuple[Write, ...]] = {}
+    for place, index in zip(one, zip(*np.unravel_index(one, plan.states.shape[1:]), strict=True), strict=True):
+        *cell, pair = (int(i) for i in index)
+        writes = tuple(replace(each, component=acting(each.component)) for each in plan.writes(tuple(cell), pair))
+        made.update({int(place) + per_direction * number: writes for number in range(len(plan.directions))})
+    return made
+
+
+def acting(component: str) -> str:
+    """Returns the component whose patch has the same effect: mostly itself."""
+    return COMPONENTS[component].like or component
 
 
 def base_rows(tokenized: Sequence[TokenizedPair], *, max_tokens: int) -> Iterator[Rows]:
@@ -131,7 +170,45 @@ def _base_rows(tokenized: Sequence[TokenizedPair], pairs: Ints) -> Rows:
         head=whole,
         neuron=whole,
         src=whole,
+        joint=whole,
     )
+
+
+def _joint_rows(number: int, plan: JointPlan, numbers: Mapping[tuple[Write, ...], int]) -> Rows:
+    """Returns the runs of a plan that writes at several places: they begin as base runs."""
+    cell = np.flatnonzero(plan.states == NOT_RUN)
+    direction, pair = (np.unravel_index(cell, plan.states.shape)[axis] for axis in (0, -1))
+    denoising = np.array([one == "denoising" for one in plan.directions])[direction]
+    run = 2 * pair + denoising
+    of_cell = _writes_of(plan)
+    writes = [of_cell[int(one)] for one in cell]
+    differs = [plan.tokenized[one].first_difference or 0 for one in pair]
+    whole = np.full(len(cell), WHOLE)
+    first = [min(_first(one, parted) for one in some) for some, parted in zip(writes, differs, strict=True)]
+    return Rows(
+        plan=np.full(len(cell), number),
+        cell=cell,
+        component=np.zeros(len(cell), np.int64),
+        kind=np.full(len(cell), PRE),
+        layer=np.array([min(one.layer + (one.component == "resid_post") for one in some) for some in writes], np.int64),
+        run=run,
+        source=run ^ 1,
+        pos=np.full(len(cell), NOWHERE),
+        first=np.array(first, np.int64),
+        last=np.array([one.clean_end for one in plan.tokenized])[pair],
+        alone=np.zeros(len(cell), np.bool_),
+        head=whole,
+        neuron=whole,
+        src=whole,
+        joint=np.array([numbers[some] for some in writes], np.int64),
+    )
+
+
+def _first(write: Write, parted: int) -> int:
+    """Returns the first position a write can change; runs are the same before they part, in one layer."""
+    if write.pos != WHOLE:
+        return write.pos
+    return parted if write.from_layer in (SAME, write.layer) else 0
 
 
 def _rows(number: int, plan: Plan) -> Rows:
@@ -144,13 +221,14 @@ def _rows(number: int, plan: Plan) -> Rows:
     run = 2 * pair + denoising
     pos = axes.get("dest" if plan.component == "pattern" else "pos", whole)
     differs = np.array([one.first_difference or 0 for one in plan.tokenized])[pair]
-    later = plan.component in ("k", "v")
+    component = acting(plan.component)
+    later = component in ("k", "v")
     return Rows(
         plan=np.full(len(cell), number),
         cell=cell,
-        component=np.full(len(cell), COMPONENT_NAMES.index(plan.component)),
-        kind=np.full(len(cell), KINDS[plan.component]),
-        layer=axes["layer"] + (plan.component == "resid_post"),
+        component=np.full(len(cell), COMPONENT_NAMES.index(component)),
+        kind=np.full(len(cell), KINDS[component]),
+        layer=axes.get("layer", np.zeros(len(cell), np.int64)) + (component == "resid_post"),
         run=run,
         source=run ^ 1,
         pos=pos,
@@ -160,6 +238,7 @@ def _rows(number: int, plan: Plan) -> Rows:
         head=axes.get("head", whole),
         neuron=axes.get("neuron", whole),
         src=axes.get("src", whole),
+        joint=whole,
     )
 
 
@@ -193,13 +272,30 @@ def waves(rows: Rows, *, max_tokens: int, together: int = 0, taken: int = 0) -> 
 
 def fits(plan: Plan) -> str:
     """Returns why a plan cannot go through the frontier, or ""."""
-    if "layer" not in plan.over:
+    joint = isinstance(plan, JointPlan)
+    if "layer" not in plan.over and not joint and "layer" in COMPONENTS[plan.component].axes:
         return "all layers patched at once"
     if any(one.aligned != tuple((i, i) for i in range(len(one.corrupted_ids))) for one in plan.tokenized):
         return "prompts of unequal length in a pair"
-    if plan.component not in KINDS or plan.component not in COMPONENTS:
-        return f"{plan.component} is not built"
+    for component in plan.components:
+        if acting(component) not in KINDS or (joint and component == "pattern"):
+            return f"{component} {'in sets ' if joint else ''}is patched through hooks"
+    if plan.corruption.ablates and "embed" in plan.components:
+        return "embeddings are set before positions are added to them"
+    if isinstance(plan.corruption, Mean) and not plan.corruption.per_position and {"q", "k"} & {*plan.components}:
+        return "a mean over positions is taken before rotary embedding"
+    if isinstance(plan, JointPlan) and _moves_turned(plan):
+        return "queries and keys move before rotary embedding"
     return ""
+
+
+def _moves_turned(plan: JointPlan) -> bool:
+    """Whether queries or keys go to another position, where a rotary embedding would turn them otherwise."""
+    return any(
+        one.component in ("q", "k") and one.from_pos not in (SAME, one.pos)
+        for writes in joints_of([plan])
+        for one in writes
+    )
 
 
 def why_not(plans: Sequence[Plan]) -> str:

@@ -22,13 +22,14 @@ from nbpatch.engine.attention import (
 )
 from nbpatch.engine.entries import present
 from nbpatch.engine.lead import Lead, begin
-from nbpatch.engine.rows import COMPONENT_NAMES, KINDS, WHOLE, Rows
+from nbpatch.engine.rows import COMPONENT_NAMES, KINDS, NOWHERE, PRE, WHOLE, Rows
 from nbpatch.engine.tail import unembedded
 from nbpatch.engine.trace import OPTIONAL, Layer, Trace, trace
 from nbpatch.engine.walk import Walk
+from nbpatch.joint import Write
 from nbpatch.model import Model
 from nbpatch.parts import Block, Parts, Unfit
-from nbpatch.sites import SWEEPABLE
+from nbpatch.sites import COMPONENTS, SWEEPABLE
 
 _LENGTH, _DIFFERS = 7, 2
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -58,6 +59,10 @@ def disagreements(parts: Parts, model: Model) -> tuple[dict[str, str], Mapping[i
     alone = Walk(together, parts, base, bucket=1).go()
     _, led = test.led(together)
     test.hold("patched runs walked with base runs", unembedded(parts, base, alone), unembedded(parts, base, led[2:]))
+    chosen = np.flatnonzero(together.component != COMPONENT_NAMES.index("pattern"))
+    over, writes = _written_over(together.take(chosen))
+    written = Walk(over, parts, base, writes, bucket=1).go()
+    test.hold("patches written over", unembedded(parts, base, alone[chosen]), unembedded(parts, base, written))
     return found, whole.returns
 
 
@@ -174,7 +179,31 @@ def _row(name: str, layer: int, head: int, pos: int, run: int = 1) -> Rows:
         head=column(head),
         neuron=column(WHOLE),
         src=column(WHOLE),
+        joint=column(WHOLE),
     )
+
+
+def _written_over(rows: Rows) -> tuple[Rows, list[tuple[Write, ...]]]:
+    """Returns rows that begin as base runs, with what is written over in them: the same patches by another way."""
+    writes: list[tuple[Write, ...]] = []
+    for number in range(len(rows)):
+        name, behind = COMPONENT_NAMES[rows.component[number]], int(rows.component[number] == _BEHIND)
+        unit = int(rows.head[number]) if COMPONENTS[name].has_heads else WHOLE
+        writes.append((Write(name, int(rows.layer[number]) - behind, unit, int(rows.pos[number])),))
+    same = np.zeros(len(rows), np.int64)
+    begun = replace(
+        rows,
+        component=same,
+        kind=same + PRE,
+        pos=same + NOWHERE,
+        alone=np.zeros(len(rows), np.bool_),
+        head=same + WHOLE,
+        joint=np.arange(len(rows)),
+    )
+    return begun, writes
+
+
+_BEHIND = COMPONENT_NAMES.index("resid_post")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ class Shim:
         split: how many tokens go through the module; the rest get what `given` returns [token d_model], which is
             asked once the module has run.
         returns: how many values the module's forward returns; 0 for a bare tensor.
-        keep: is shown what the module made [token d_model].
+        keep: is shown what the module made [token d_model], and may write over it.
 
     Attributes:
         calls: how often the block asked for it: exactly once, or a patch was lost.
@@ -55,7 +55,7 @@ class Shim:
             head, rest = (real[0], real[1:]) if self.returns else (real, ())
             made.append(head)
             if self.keep is not None:
-                self.keep(head.reshape(-1, head.shape[-1]))
+                self.keep(head.view(-1, head.shape[-1]))
         if self.split < hidden.shape[-2]:
             value = self.given()
             value = value if hidden.ndim == 2 else value[None]

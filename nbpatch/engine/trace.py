@@ -31,6 +31,7 @@ class Layer:
         mask: the attention mask [1 1 dest src].
         module: the module that asked for attention; options: what it asked with.
         arguments: the block's other arguments, by name.
+        weights: attention weights in the place of the corrupted runs' own [pair head dest src]; None for their own.
 
     What no patch of the run needs is not kept and None.
     """
@@ -48,6 +49,7 @@ class Layer:
     module: nn.Module
     options: Mapping[str, Any]
     arguments: Mapping[str, Any]
+    weights: Tensor | None = None
 
 
 @dataclass

@@ -8,7 +8,6 @@ all rows of all lengths packed behind each other as one long sequence [1 token d
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,28 +19,16 @@ from torch import Tensor, nn
 from nbpatch.engine.attention import Keys, Queries, Values, all_replaced, attend_as_family, attending
 from nbpatch.engine.entries import Tokens, attn_values, mid_values, neuron_values, residual_values, vectors, z_values
 from nbpatch.engine.lead import Lead
+from nbpatch.engine.overwrites import Overwrites, Spots, write_over
+from nbpatch.engine.packing import Group, groups_of, packed, rectangles
 from nbpatch.engine.rows import COMPONENT_NAMES, PRE, Ints, Rows
 from nbpatch.engine.shims import Shim, Stopped, at_positions
 from nbpatch.engine.trace import Trace
 from nbpatch.errors import PatchNotApplied
+from nbpatch.joint import Write
 from nbpatch.parts import Parts
 
 NONE = Tokens(np.empty(0, np.int64), np.empty(0, np.int64))
-
-
-@dataclass(frozen=True)
-class Group:
-    """Rows of the same length and the same first position: one rectangle of queries.
-
-    Attributes:
-        rows: their place among the wave's dense rows, sorted by the layer they enter in.
-        at: their first token in the wave's packed buffer.
-    """
-
-    rows: slice
-    at: int
-    start: int
-    size: int
 
 
 class Walk:
@@ -49,6 +36,7 @@ class Walk:
 
     Args:
         lead: base runs that are not in the trace yet; they go in front.
+        joints: what rows that write at several places write to: their column `joint` counts it.
         bucket: suffixes start at multiples of it: fewer, larger groups for a few positions more.
         watch: look for the first layer that gives something else than numbers.
 
@@ -57,7 +45,15 @@ class Walk:
     """
 
     def __init__(
-        self, rows: Rows, parts: Parts, trace: Trace, *, bucket: int, lead: Lead | None = None, watch: bool = False
+        self,
+        rows: Rows,
+        parts: Parts,
+        trace: Trace,
+        joints: Sequence[tuple[Write, ...]] = (),
+        *,
+        bucket: int,
+        lead: Lead | None = None,
+        watch: bool = False,
     ) -> None:
         self.parts = parts
         self.watch = watch
@@ -77,7 +73,7 @@ class Walk:
         self.rows = rows.take(order)
         self.start = start[order]
         self.enter = self.rows.enter
-        self.groups, self.at = _groups(self.rows, self.start, self.enter, self.n_layers, self.n_lead)
+        self.groups, self.at = groups_of(self.rows, self.start, self.enter, self.n_layers, self.n_lead)
         if lead is not None:
             lead.stand(order[: self.n_lead], self.at[: self.n_lead], self.start[: self.n_lead])
         d_model = like.shape[-1]
@@ -87,6 +83,7 @@ class Walk:
         self.run = torch.from_numpy(self.rows.run).to(self.device)
         self.flops = 0.0
         self.entered, self.ended = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
+        self.over = Overwrites(self.rows, joints, trace)
         self.suffixes: Suffixes
 
     @torch.no_grad()
@@ -95,8 +92,11 @@ class Walk:
         with attending(self.parts, self._attend):
             for layer in range(int(self.rows.layer.min()), self.n_layers):
                 self._join(layer)
+                self._write_stream(layer)
                 self._step(layer)
         self._join(self.n_layers)
+        self._write_stream(self.n_layers)
+        self.over.check()
         lost = np.flatnonzero((self.entered != 1) | (self.ended != 1))
         if len(lost):
             missing = f"{len(lost)} of {len(self.rows)} patches did not fire once."
@@ -130,6 +130,15 @@ class Walk:
             return
         tokens = self._tokens(rows, self.start[rows], self.rows.last[rows])
         self.hidden[self.index(self.places(tokens))] = residual_values(self.trace, layer, tokens, self.rows)
+
+    def _write_stream(self, layer: int) -> None:
+        """Writes a block's input over, or the last hidden states behind all blocks."""
+        ends = layer == self.n_layers
+        spots = self.over.at("resid_pre", layer, ends=ends)
+        if spots is not None:
+            at = spots.owner if ends else self.places(Tokens(spots.owner, spots.position))
+            target = self.final if ends else self.hidden
+            target[self.index(at)] = self.over.values("resid_pre", spots)
 
     # -- one block
 
@@ -318,10 +327,33 @@ class Inside:
         return shims
 
     def _keeps(self, name: str) -> Callable[[Tensor], None] | None:
-        lead = self.walk.lead
-        if lead is None or name not in lead.kept:
+        """Returns what is done with what a part has made: written down for base runs, written over in rows."""
+        lead, over = self.walk.lead, self.walk.over
+        kept = lead is not None and name in lead.kept
+        if not kept and not over.has(name, self.layer):
             return None
-        return lambda value: lead.keep(self.layer, name, value[: self.leading], ends=self.ends)
+
+        def keep(value: Tensor) -> None:
+            if lead is not None and kept:
+                lead.keep(self.layer, name, value[: self.leading], ends=self.ends)
+            self._write_over(name, value)
+
+        return keep
+
+    def _write_over(self, name: str, value: Float[Tensor, "token d"], units: int = 1) -> None:
+        """Writes patches of dense rows over what a part has made of the wave's first tokens, in place."""
+        spots = self.walk.over.at(name, self.layer, ends=self.ends)
+        if spots is not None and len(spots):
+            at = self.walk.index(self._where(spots))
+            write_over(value, at, self.walk.over.values(name, spots), spots.unit, units)
+
+    def _where(self, spots: Spots) -> Ints:
+        """Returns where spots of dense rows stand among the packed tokens."""
+        if not self.ends:
+            return packed(self.active, len(self.walk.rows))[spots.owner] + spots.position
+        at = np.zeros(len(self.walk.rows), np.int64)
+        at[self.spans[0].owner] = np.arange(len(self.spans[0]))
+        return at[spots.owner]
 
     @contextmanager
     def _listening(self) -> Generator[None]:
@@ -334,19 +366,23 @@ class Inside:
             if lead is not None and "mid" in kept:
                 lead.keep(self.layer, "mid", stream[: self.leading], ends=self.ends)
             self.mid_calls += 1
+            self._write_over("resid_mid", stream)
             if len(self.mids):
                 # In place: it is the tensor the residual connection goes on with.
                 before = len(stream) - sum(map(len, self.spans[2:]))
                 stream[self.walk.index(before + self.mids)] = mid_values(self.seen, attn.of(self.mids), self.walk.rows)
 
         def at_neurons(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if lead is not None:
-                lead.keep(self.layer, "neurons", args[0].reshape(-1, args[0].shape[-1])[: self.leading], ends=self.ends)
+            neurons = args[0].view(-1, args[0].shape[-1])
+            if lead is not None and "neurons" in kept:
+                lead.keep(self.layer, "neurons", neurons[: self.leading], ends=self.ends)
+            self._write_over("mlp_post", neurons, neurons.shape[1])
 
+        over = self.walk.over
         with ExitStack() as stack:
-            if self.block.mid is not None and (len(self.mids) or "mid" in kept):
+            if self.block.mid is not None and (len(self.mids) or "mid" in kept or over.has("resid_mid", self.layer)):
                 stack.callback(self.block.mid.register_forward_pre_hook(at_mid).remove)
-            if self.block.down is not None and "neurons" in kept:
+            if self.block.down is not None and ("neurons" in kept or over.has("mlp_post", self.layer)):
                 stack.callback(self.block.down.register_forward_pre_hook(at_neurons).remove)
             yield
 
@@ -356,6 +392,8 @@ class Inside:
         """Returns what attention writes for all that is not dense."""
         walk, heads = self.walk, self.spans[1]
         z = [self.z] if len(self.z) else []
+        if len(self.z):
+            self._write_over("z", self.z, self.seen.q.shape[1])
         if len(heads):
             z.append(z_values(walk.trace, self.layer, heads, walk.rows))
         project: Any = self.block.project
@@ -412,6 +450,8 @@ class Suffixes:
         """Returns z [1 token head d_head]; with `ends_only`, keeps it for the last positions and leaves the block."""
         done = 0
         found: list[Tensor] = []
+        for name, value in (("q", q), ("k", k), ("v", v)):
+            self._write_over(name, value[0].transpose(0, 1))
         for group, count in self.active:
             size = count * group.size
             own = [rectangles(value[0, :, done : done + size], count) for value in (q, k, v)]
@@ -423,7 +463,21 @@ class Suffixes:
         z = torch.cat([z.flatten(0, 1) for z in found])
         if self.walk.lead is not None:
             self.walk.lead.keep(self.layer, "z", z[: self.walk.lead.tokens].flatten(1), ends=False)
+        self._write_over("z", z)
         return z[None]
+
+    def _write_over(self, name: str, value: Float[Tensor, "token head d_head"]) -> None:
+        """Writes patches of packed tokens over, in place: of one head, or of all."""
+        spots = self.walk.over.at(name, self.layer)
+        if spots is None:
+            return
+        at = self.walk.index(packed(self.active, len(self.walk.rows))[spots.owner] + spots.position)
+        values = self.walk.over.values(name, spots).view(len(spots), value.shape[1], -1)
+        whole = np.flatnonzero(spots.unit < 0)
+        some = np.flatnonzero(spots.unit >= 0)
+        value[at[self.walk.index(whole)]] = values[self.walk.index(whole)]
+        index, unit = self.walk.index(some), self.walk.index(spots.unit[some])
+        value[at[index], unit] = values[index, unit]
 
     def _group(
         self, module: nn.Module, group: Group, count: int, own: Sequence[Tensor], options: Mapping[str, Any]
@@ -438,28 +492,3 @@ class Suffixes:
         if self.ends_only:
             q, mask = q[:, :, -1:], mask[..., -1:, :]
         return attend_as_family(module, q, k, v, mask, options)
-
-
-def rectangles(value: Float[Tensor, "head token d_head"], count: int) -> Float[Tensor, "row head pos d_head"]:
-    """Returns packed tokens as rows [row head pos d_head]."""
-    heads, tokens, d_head = value.shape
-    return value.reshape(heads, count, tokens // count, d_head).transpose(0, 1)
-
-
-def _groups(rows: Rows, start: Ints, enter: Ints, n_layers: int, n_lead: int) -> tuple[list[Group], Ints]:
-    """Returns the rectangles of sorted rows, base runs apart, and where each row begins in the packed buffer."""
-    size = rows.last - start + 1
-    dense = enter < n_layers
-    at = np.where(dense, size, 0).cumsum() - np.where(dense, size, 0)
-    apart = (np.diff(start) != 0) | (np.diff(rows.last) != 0)
-    if 0 < n_lead < len(rows):
-        apart[n_lead - 1] = True
-    changes = np.flatnonzero(apart) + 1
-    groups: list[Group] = []
-    for begin, end in zip([0, *changes], [*changes, len(rows)], strict=True):
-        count = int(dense[begin:end].sum())
-        if count:
-            groups.append(
-                Group(slice(int(begin), int(begin) + count), int(at[begin]), int(start[begin]), int(size[begin]))
-            )
-    return groups, at

@@ -135,10 +135,14 @@ def png(result: Result, metric: str | None = None, *, note: str = "") -> bytes:
     Raises:
         ResultError: an unknown metric.
     """
+    is_attention = result.provenance.get("method") == "attention"
+    return encoded(heads(result) if is_attention else plot(result, metric, note=note))
+
+
+def encoded(figure: "Figure") -> bytes:
+    """Returns a figure as a PNG on white of at most 150 kB."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    is_attention = result.provenance.get("method") == "attention"
-    figure = heads(result) if is_attention else plot(result, metric, note=note)
     FigureCanvasAgg(figure)
     data = b""
     for dpi in _DPIS:
@@ -184,6 +188,8 @@ def _panels(result: Result, metric: str, pair: int | None) -> tuple[tuple[Panel,
     else:
         pairs = result.data.sizes["pair"]
         raise ResultError(f"no pair {pair}.", where="plot", seen=f"{pairs} pairs", fix=f"pair=0 to {pairs - 1}")
+    if "site" in share.dims:
+        share, state = share.expand_dims({"": [""]}, axis=-1), state.expand_dims({"": [""]}, axis=-1)
     dims = tuple(str(dim) for dim in share.dims if dim != "direction")
     directions = list(share["direction"].to_numpy()) if "direction" in share.dims else [None]
     panels: list[Panel] = []

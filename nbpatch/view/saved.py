@@ -4,13 +4,13 @@
 """
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from nbpatch.errors import ResultError, suggest
 from nbpatch.result import Result
-from nbpatch.view import export, payload, plots, scatter
+from nbpatch.view import export, payload, plots, scatter, study
 from nbpatch.view.payload import Message
 from nbpatch.view.widgets import PatchWidget
 
@@ -21,6 +21,8 @@ def plot(result: Result, *, kind: str = "map", **options: Any) -> Any:
     Raises:
         ResultError: another kind of figure.
     """
+    if _method(result) in _FIGURES and kind == "map":
+        return _FIGURES[_method(result)](result, **_without_none(options))
     if kind == "quadrants":
         return scatter.quadrants(result, **_without_none(options))
     if kind != "map":
@@ -35,6 +37,7 @@ def show(result: Result, **options: Any) -> Any:
         from nbpatch.view.attention import circuitsvis
 
         return circuitsvis(result, **options)
+    _refuse_figure(result, "show")
     widget = PatchWidget()
     widget.spec = payload.describe(result, can_run=False, works={})
     widget.status = {"state": "done", "text": "A saved result: there is no model to run further sweeps.", "gen": 0}
@@ -44,6 +47,7 @@ def show(result: Result, **options: Any) -> Any:
 
 def to_html(result: Result, path: str, *, attention: bool = True) -> Path:
     """Writes one self-contained HTML page of a result, without attention: that would need the model."""
+    _refuse_figure(result, "to_html")
     return export.write(path, [result], None)
 
 
@@ -51,6 +55,9 @@ def mimebundle(result: Result) -> Any:
     """Returns the notebook display of a result: widget, picture and text."""
     if is_attention(result):
         return {"text/plain": repr(result)}, {}
+    if _method(result) in _FIGURES:
+        picture = base64.b64encode(plots.encoded(_FIGURES[_method(result)](result))).decode("ascii")
+        return {"text/plain": repr(result), "image/png": picture}, {}
     return mimebundle_of(show(result), result)
 
 
@@ -60,6 +67,21 @@ def mimebundle_of(widget: PatchWidget, result: Result) -> Any:
     data, metadata = made if isinstance(made, tuple) else (made or {}, {})
     picture = base64.b64encode(plots.png(result, note="Run the cell for the interactive view.")).decode("ascii")
     return {**data, "image/png": picture, "text/plain": repr(result)}, metadata
+
+
+_FIGURES: dict[str, Callable[..., Any]] = {"compare": study.panels}
+"""What is drawn of methods whose results are no single map."""
+
+
+def _method(result: Result) -> str:
+    return str(result.provenance.get("method", ""))
+
+
+def _refuse_figure(result: Result, where: str) -> None:
+    """Refuses the widget for a result that is no single map."""
+    if _method(result) in _FIGURES:
+        fix = 'nbp.of_corruption(result, "…")' if _method(result) == "compare" else "result.plot()"
+        raise ResultError("the widget shows one map.", where=where, seen=f"a result of {_method(result)}", fix=fix)
 
 
 def is_attention(result: Result) -> bool:

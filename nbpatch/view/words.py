@@ -13,6 +13,11 @@ _GIVEN = {
     "attn_out": "output", "mlp_out": "output", "z": "output", "head_out": "output", "embed": "embedding", "q": "query",
     "k": "key", "v": "value", "pattern": "pattern", "scores": "scores", "mlp_post": "activation",
 }  # fmt: skip
+_ABLATED = {"zero": "0", "mean": "its mean over a dataset", "resample": "its value on another prompt"}
+_SOURCES = {
+    "counterfactual": "other prompt", "noise": "clean prompt with noise", "zero": "zero ablation",
+    "mean": "mean ablation", "resample": "resample ablation",
+}  # fmt: skip
 _UNBROKEN = "\u00a0"
 _BY_HEAD = ("z", "q", "k", "v", "head_out")
 _COUNTED = ("logit", "nat", "bit", "place")
@@ -27,16 +32,21 @@ def question(made: Mapping[str, Any], pair: Mapping[str, Any], metric: str) -> t
     """
     subject, given = _subject(made), _GIVEN.get(made["component"], "value")
     behaviour = _behaviour(made, pair, metric).replace(" ", _UNBROKEN)
+    noised = made.get("corruption") == "noise"
+    corrupted = "noised prompt" if noised else "corrupted prompt"
     if made["direction"] == "both":
         return (
             f"Which {subject} are sufficient to restore, and which are necessary to keep, {behaviour}?",
-            f"Denoising puts their clean {given} into the corrupted prompt; noising their corrupted {given} "
-            "into the clean prompt.",
+            f"Denoising puts their clean {given} into the {corrupted}; noising their "
+            f"{'noised' if noised else 'corrupted'} {given} into the clean prompt.",
         )
     if made["direction"] == "denoising":
-        asked, rest = "sufficient to restore", f"when the corrupted prompt gets their clean {given}?"
+        asked, rest = "sufficient to restore", f"when the {corrupted} gets their clean {given}?"
+    elif made.get("corruption") in _ABLATED:
+        asked, rest = "necessary to keep", f"when each one’s {given} is set to {_ABLATED[made['corruption']]}?"
     else:
-        asked, rest = "necessary to keep", f"when the clean prompt gets their corrupted {given}?"
+        asked = "necessary to keep"
+        rest = f"when the clean prompt gets their {'noised' if noised else 'corrupted'} {given}?"
     return f"Which {subject} are {asked} {behaviour}", rest
 
 
@@ -82,7 +92,8 @@ def facts(result: Result, metric: str, pair: int | None) -> str:
         made["model"]["name"], direction, f"{made['component']} over {' '.join(made['over'])}",
         f"{label}: clean {readout_number(float(chosen['clean']))}, "
         f"corrupted {readout_number(float(chosen['corrupted']))}",
-        "source: other prompt", count if pair is None else f"pair {pair + 1} of {len(pairs)}",
+        f"source: {_SOURCES.get(made.get('corruption', ''), 'other prompt')}",
+        count if pair is None else f"pair {pair + 1} of {len(pairs)}",
         f"{made['engine']['run']} exact runs", "nbpatch",
     ]  # fmt: skip
     return " · ".join(parts)
