@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nbpatch.methods.companions import attention
     from nbpatch.methods.comparing import agreement, compare, of_corruption, top_cells
     from nbpatch.methods.lens import direct_logit_attribution, logit_lens
-    from nbpatch.methods.mediation import mediate
+    from nbpatch.methods.mediation import mediate, of_kind
     from nbpatch.methods.patching import dry_run, patch, patch_every, patch_sites
     from nbpatch.methods.paths import path_patch
     from nbpatch.methods.tracing import trace
@@ -50,6 +50,7 @@ _HOMES = {
     "logit_lens": "nbpatch.methods.lens",
     "mediate": "nbpatch.methods.mediation",
     "of_corruption": "nbpatch.methods.comparing",
+    "of_kind": "nbpatch.methods.mediation",
     "patch": "nbpatch.methods.patching",
     "patch_every": "nbpatch.methods.patching",
     "patch_sites": "nbpatch.methods.patching",
@@ -81,6 +82,7 @@ __all__ = [
     "logit_lens",
     "mediate",
     "of_corruption",
+    "of_kind",
     "patch",
     "patch_every",
     "patch_sites",

@@ -88,7 +88,8 @@ def _prompts(pairs: Sequence[Mapping[str, Any]]) -> str:
 def _corruptions(made: Mapping[str, Any]) -> list[str]:
     if "corruptions" not in made:
         return [made["corruption_words"]]
-    return [f"{name}: {one['corruption_words']}" for name, one in made["corruptions"].items()]
+    shared = made["corruption_words"]
+    return [f"{name}: {one.get('corruption_words', shared)}" for name, one in made["corruptions"].items()]
 
 
 def _metric(metric: Mapping[str, Any], baselines: xr.Dataset) -> str:
@@ -108,18 +109,24 @@ def _both_runs(own: xr.Dataset) -> str:
 
 
 def _sites(made: Mapping[str, Any]) -> str:
+    if "sets" in made:
+        chosen = f"{made['select']} of {made['candidates']} by the NIE of {made['selected_by']}"
+        return f"{', '.join(made['sets'][-1])}, joined in this order and patched together; {chosen}."
     if made["over"] == ["site"]:
         return f"named sets of {made['component']}; each set was patched in one run."
-    window = made.get("window", 1)
+    window = 1 if "kinds" in made else made.get("window", 1)
     windows = f" {window} adjacent layers were patched together." if window > 1 else ""
     swept = " ".join(made["over"]) or "nothing"
     return f"{made['component']} over {swept}; an axis not named was patched whole.{windows}"
 
 
 def _direction(made: Mapping[str, Any]) -> str:
+    if made["method"] == "mediate":
+        return f"{_DIRECTION['both']} Effects are against the clean run."
     if made["corruption"] in ("zero", "mean", "resample"):
         return "Noising: sites were changed in the clean run."
-    return _DIRECTION[made["direction"]]
+    text = _DIRECTION[made["direction"]]
+    return text.replace("corrupted prompt", "noised prompt") if made["corruption"] == "noise" else text
 
 
 def _precision(engine: Mapping[str, Any]) -> str:

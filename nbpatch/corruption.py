@@ -204,7 +204,7 @@ class Noise:
 
     def __post_init__(self) -> None:
         places = (self.at,) if isinstance(self.at, (str, int)) else tuple(self.at)
-        if not places:
+        if not places or not all(isinstance(one, (str, int)) and not isinstance(one, bool) for one in places):
             raise PlanError("noise needs a place.", where="Noise", seen=f"at={self.at!r}", fix='nbp.Noise("subject")')
         if not self.scale >= 0:
             raise PlanError("scale is not negative.", where="Noise", seen=f"scale={self.scale!r}", fix="scale=3.0")
@@ -263,7 +263,9 @@ class Noise:
                     f"no place {place!r} to put noise on.",
                     where=f"pair {number + 1} of {pairs}",
                     seen=f"labels {', '.join(one.labels) or 'none'}; {len(one.clean_ids)} tokens",
-                    fix=f'PromptPair(…, labels={{"{place}": "text in the clean prompt"}})',
+                    fix=f"positions 0–{one.clean_end}"
+                    if isinstance(place, int)
+                    else f'PromptPair(…, labels={{"{place}": "text in the clean prompt"}})',
                 )
         return tuple(sorted({position for positions in found.values() for position in positions}))
 

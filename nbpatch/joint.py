@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from nbpatch.corruption import AnyCorruption
 from nbpatch.errors import PlanError, SiteError
 from nbpatch.metrics import Metric
-from nbpatch.plan import EXACT, NO_POSITION, NOT_RUN, Plan, directions_of, grids, make_plan
+from nbpatch.plan import EXACT, NO_POSITION, NOT_RUN, PATTERNS, Plan, directions_of, grids, make_plan, refuse_patterns
 from nbpatch.prompts import TokenizedPair
-from nbpatch.sites import COMPONENTS, ModelShape, Site, check_site, parse_site
+from nbpatch.sites import COMPONENTS, ModelShape, Site, acting, check_site, parse_site
 
 WHOLE = -1
 """Stands for "all of that axis"."""
@@ -26,6 +26,7 @@ SAME = -1
 """Stands for "the same place" of a value's origin."""
 
 Bools: TypeAlias = NDArray[np.bool_]
+Grids: TypeAlias = dict[tuple[str, int], tuple[Bools, Bools]]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Write:
         src: the source position of a pattern, or WHOLE.
         from_layer: the layer the value is from, or SAME.
         from_pos: the position the value is from, or SAME.
+        from_unit: the head or neuron the value is from, or SAME.
         own: whether the value is the base run's own: the place is frozen.
     """
 
@@ -48,6 +50,7 @@ class Write:
     src: int = WHOLE
     from_layer: int = SAME
     from_pos: int = SAME
+    from_unit: int = SAME
     own: bool = False
 
     @property
@@ -64,6 +67,17 @@ class JointPlan(Plan):
     def components(self) -> tuple[str, ...]:
         """Returns all components that are written to."""
         return (self.component,)
+
+    @cached_property
+    def written(self) -> dict[int, tuple[Write, ...]]:
+        """What each run writes to, by its place in the plan's table; directions write to the same places."""
+        shape = self.states.shape[1:]
+        made: dict[int, tuple[Write, ...]] = {}
+        for place in np.flatnonzero((self.states == NOT_RUN).any(axis=0)):
+            *cell, pair = (int(i) for i in np.unravel_index(place, shape))
+            found = tuple(replace(one, component=acting(one.component)) for one in self.writes(tuple(cell), pair))
+            made.update({int(place) + number * self.states[0].size: found for number in range(len(self.directions))})
+        return made
 
     def writes(self, index: tuple[int, ...], pair: int) -> tuple[Write, ...]:
         """Returns where a cell writes in the runs of a pair; positions the pair does not have are left out.
@@ -97,12 +111,12 @@ class WindowPlan(JointPlan):
     def writes(self, index: tuple[int, ...], pair: int) -> tuple[Write, ...]:
         """Returns where a cell writes in the runs of a pair."""
         named, one = dict(zip(self.over, index, strict=True)), self.tokenized[pair]
-        unit = named.get("head", named.get("neuron", WHOLE))
-        places = (named.get("pos", WHOLE),)
+        unit, src = named.get("head", named.get("neuron", WHOLE)), named.get("src", WHOLE)
+        places = (named.get("pos", named.get("dest", WHOLE)),)
         if "label" in named:
             places = one.places(self.labels[named["label"]])
         layers = _window(named["layer"], self.window, self.shape.n_layers) if "layer" in named else self._layers
-        return tuple(Write(self.component, layer, unit, pos) for layer in layers for pos in places)
+        return tuple(Write(self.component, layer, unit, pos, src) for layer in layers for pos in places)
 
     @cached_property
     def _layers(self) -> range:
@@ -163,8 +177,9 @@ class SitesPlan(JointPlan):
         layers = range(self.shape.n_layers) if site.layer is None else (site.layer,)
         layers = layers if "layer" in COMPONENTS[site.component].axes else (0,)
         before = SAME if origin.layer in (None, site.layer) else origin.layer
+        other = SAME if origin.head in (None, site.head) else origin.head
         return [
-            Write(site.component, layer, unit, pos, src, before, SAME if source == pos else source)
+            Write(site.component, layer, unit, pos, src, before, SAME if source == pos else source, other)
             for layer in layers
             for pos, source in zip(here, there, strict=True)
         ]
@@ -227,14 +242,17 @@ def make_sites_plan(
     for site in (site for cell in sets for both in cell for site in both):
         check_site(site, shape)
     first = sets[0][0][0].component
+    refuse_patterns([site.component for cell in sets for site, _ in cell], tokenized, corruption)
     made = make_plan(shape, tokenized, first, direction=direction, metrics=metrics, corruption=corruption)
     plan = SitesPlan(
         shape, made.tokenized, " ".join(dict.fromkeys(site.component for cell in sets for site, _ in cell)),
         ("site",), directions_of(direction, corruption), tuple(metrics), made.states, corruption,
         sets=tuple(tuple(cell) for cell in sets), frozen=tuple(tuple(cell) for cell in frozen),
     )  # fmt: skip
+    known: Grids = {}
     states = np.array(
-        [[_set_state(plan, cell, pair) for pair in range(len(plan.tokenized))] for cell in range(len(sets))], np.int8
+        [[_set_state(plan, cell, pair, known) for pair in range(len(plan.tokenized))] for cell in range(len(sets))],
+        np.int8,
     )
     _refuse_nowhere(plan, states)
     return replace(plan, states=np.repeat(states[None], len(plan.directions), 0))
@@ -252,7 +270,7 @@ def read_sets(
     fix = 'sites=["z[3.1] @ END", ["z[2.0]", "z[2.1]"]]'
     if isinstance(sites, (str, Site)) or not len(sites):
         raise PlanError("sites is a list of sites.", where="sites", seen=repr(sites), fix=fix)
-    cells = [[_read(one)] if isinstance(one, (str, Site)) else [_read(part) for part in one] for one in sites]
+    cells = [_cell(one) for one in sites]
     if from_ is None:
         return [[(site, site) for site in cell] for cell in cells]
     if isinstance(from_, (str, Site)) or len(from_) != len(cells) or any(len(cell) != 1 for cell in cells):
@@ -280,17 +298,32 @@ def shared_labels(tokenized: Sequence[TokenizedPair]) -> tuple[str, ...]:
     return (*sorted(shared, key=lambda name: first.labels[name]), *(() if "END" in shared else ("END",)))
 
 
+def _cell(given: object) -> list[Site]:
+    """Returns the sites of a cell: of one site, or of a list of them."""
+    parts: list[object] = [*given] if isinstance(given, (list, tuple)) else [given]
+    odd = next((one for one in parts if not isinstance(one, (str, Site))), None)
+    if odd is not None or not parts:
+        seen = "an empty list" if not parts else f"{odd!r} ({type(odd).__name__})"
+        raise PlanError("a cell is a site or a list of sites.", where="sites", seen=seen, fix='"z[3.1] @ END"')
+    return [_read(one) for one in parts if isinstance(one, (str, Site))]
+
+
 def _read(one: str | Site) -> Site:
     return parse_site(one) if isinstance(one, str) else one
 
 
 def _origin(site: Site, origin: Site) -> Site:
-    if origin.component != site.component or (site.pos is None) != (origin.pos is None) or origin.head != site.head:
+    both = (origin.pos, site.pos), (origin.head, site.head), (origin.layer, site.layer)
+    if origin.component != site.component or any((one is None) != (other is None) for one, other in both):
         raise SiteError(
-            "a value comes from the same component and head, at one position or at all.",
+            "a value comes from the same component, and from as many places as it goes to.",
             where="from_",
             seen=f"{origin} for {site}",
-            fix=f'"{Site(site.component, origin.layer, site.head, site.pos)}"',
+            fix=f'"{Site(site.component, origin.layer if site.layer is not None else None, site.head, site.pos)}"',
+        )
+    if site.component in PATTERNS and origin != site:
+        raise SiteError(
+            "a pattern goes to its own place only.", where="from_", seen=f"{origin} for {site}", fix=f'"{site}"'
         )
     return origin
 
@@ -333,7 +366,7 @@ def _in_windows(grid: Bools, window: int) -> Bools:
     return np.stack([grid[span.start : span.stop].any(axis=0) for span in spans])
 
 
-def _set_state(plan: SitesPlan, cell: int, pair: int) -> int:
+def _set_state(plan: SitesPlan, cell: int, pair: int, known: Grids) -> int:
     one = plan.tokenized[pair]
     writes = plan.writes((cell,), pair)
     _refuse_twice(plan, cell, writes)
@@ -341,15 +374,22 @@ def _set_state(plan: SitesPlan, cell: int, pair: int) -> int:
     patched = [write for write in writes if not write.own and (write.pos == WHOLE or write.pos in present)]
     if not patched:
         return NO_POSITION
-    return NOT_RUN if any(_acts(plan, one, write) for write in patched) else EXACT
+    return NOT_RUN if any(_acts(plan, one, write, known) for write in patched) else EXACT
 
 
-def _acts(plan: Plan, one: TokenizedPair, write: Write) -> bool:
-    """Whether a write can change the answer."""
-    if write.from_layer != SAME or write.from_pos != SAME:
+def _acts(plan: Plan, one: TokenizedPair, write: Write, known: Grids) -> bool:
+    """Whether a write can change the answer.
+
+    Args:
+        known: grids that have been made, by component and pair.
+    """
+    if (write.from_layer, write.from_pos, write.from_unit) != (SAME, SAME, SAME):
         last = write.layer == plan.shape.n_layers - 1 and write.component not in ("resid_pre", "k", "v")
         return not last or write.pos in (WHOLE, one.clean_end)
-    exists, acts = grids(plan, one, write.component)
+    key = (write.component, id(one))
+    if key not in known:
+        known[key] = grids(plan, one, write.component)
+    exists, acts = known[key]
     axes = COMPONENTS[write.component].axes
     unit, pos = write.unit, write.pos
     chosen = {"layer": write.layer, "head": unit, "neuron": unit, "pos": pos, "dest": pos, "src": write.src}
@@ -374,11 +414,15 @@ def _refuse_twice(plan: SitesPlan, cell: int, writes: Sequence[Write]) -> None:
 def _refuse_nowhere(plan: SitesPlan, states: NDArray[np.int8]) -> None:
     nowhere = np.flatnonzero((states == NO_POSITION).all(axis=1))
     if len(nowhere):
-        site = plan.sets[int(nowhere[0])][0][0]
         one = plan.tokenized[0]
+        both = plan.sets[int(nowhere[0])][0]
+        where = next(
+            (number for number, each in enumerate(both) if not any(_places(each, pair) for pair in plan.tokenized)), 0
+        )
+        site = both[where]
         raise PlanError(
             f"no pair has the place of {site}.",
-            where="sites",
+            where=("sites", "from_")[where],
             seen=f"pair 1: positions 0–{one.clean_end}, labels {', '.join(one.labels) or 'none'}",
             fix=f'"{Site(site.component, site.layer, site.head, "END")}"',
         )

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from nbpatch.corruption import AnyCorruption, Counterfactual
+from nbpatch.corruption import AnyCorruption, Counterfactual, Mean
 from nbpatch.errors import PlanError, suggest
 from nbpatch.metrics import Metric, check_wrong
 from nbpatch.prompts import TokenizedPair
@@ -207,8 +207,7 @@ def make_plan(
         raise PlanError(
             "no prompt pairs.", where="pairs", fix="nbp.PromptPair(clean=…, corrupted=…, answer=…, wrong=…)"
         )
-    if component in PATTERNS and not corruption.ablates:
-        _refuse_unequal_patterns(tokenized)
+    refuse_patterns([component], tokenized, corruption)
     tokenized = corruption.applied(tokenized)
     sizes = axis_sizes(shape, tokenized, component)
     states = np.full((len(directions), *(sizes[axis] for axis in axes), len(tokenized)), NOT_RUN, np.int8)
@@ -227,6 +226,25 @@ def axis_sizes(shape: ModelShape, tokenized: Sequence[TokenizedPair], component:
 
 PATTERNS = ("pattern", "scores")
 """Components with a destination and a source."""
+
+
+def refuse_patterns(components: Sequence[str], tokenized: Sequence[TokenizedPair], corruption: AnyCorruption) -> None:
+    """Refuses patterns whose values would have no meaning.
+
+    Raises:
+        PlanError: patterns of prompts of unequal length, or their mean over positions.
+    """
+    if not {*components} & {*PATTERNS}:
+        return
+    if not corruption.ablates:
+        _refuse_unequal_patterns(tokenized)
+    if isinstance(corruption, Mean) and not corruption.per_position:
+        raise PlanError(
+            "a pattern has no mean over positions: each position looks at other ones.",
+            where="corruption",
+            seen="Mean(per_position=False)",
+            fix="nbp.Mean(dataset), the mean at each position",
+        )
 
 
 def directions_of(direction: str | None, corruption: AnyCorruption) -> tuple[Direction, ...]:

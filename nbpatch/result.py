@@ -107,7 +107,9 @@ class Result:
         name = SPREAD + self._metric(metric)
         if name not in self.data.coords:
             fix = 'nbp.patch(…, corruption=nbp.Resample(pairs, k=8)), or nbp.Noise("subject")'
-            raise ResultError("nothing was drawn at random.", where="spread", seen=self._corruption(), fix=fix)
+            raise ResultError(
+                "nothing was drawn several times at random.", where="spread", seen=self._corruption(), fix=fix
+            )
         found = self.data.coords[name]
         return found.drop_vars([one for one in found.coords if one not in found.dims]).rename(name)
 
@@ -279,8 +281,10 @@ class Result:
         return frame
 
     def top(self, n: int = 10, metric: str | None = None) -> pd.DataFrame:
-        """Returns the n cells with the strongest effect, either sign, the strongest first."""
+        """Returns the n cells with the strongest effect, either sign, the strongest first; of mediation the NIE."""
         frame = self.to_frame(metric).dropna(subset=["effect"])
+        if "kind" in self.data.dims and self.provenance["method"] == "mediate":
+            frame = frame.loc[frame["kind"] == "NIE"]
         order = frame["effect"].abs().sort_values(ascending=False, kind="stable").index[:n]
         return frame.loc[order].reset_index(drop=True)
 
@@ -408,7 +412,7 @@ class Result:
         return {**bundle[0], "text/plain": repr(self)}, bundle[1]
 
     def __repr__(self) -> str:
-        if self.provenance.get("method") not in ("patch", "path_patch"):
+        if "direction" not in self.provenance:
             sizes = ", ".join(f"{dim} {size}" for dim, size in self.data.sizes.items())
             return f"Result of {self.provenance.get('method')} on {self.provenance['model']['name']} ({sizes})"
         lines = [self.headline(), "", *written(self.top(8))]
@@ -420,11 +424,12 @@ class Result:
         name = self.metrics[0]
         kind = made.get("corruption", "counterfactual")
         ablated = "" if kind == "counterfactual" else f" ({kind})"
+        how = made.get("kind", "mediation") if made["method"] == "mediate" else made["direction"]
         unit = self.data[name].attrs.get("unit", "")
         clean, corrupted = (float(self.baselines[run].sel(metric=name).mean()) for run in ("clean", "corrupted"))
         pairs = self.data.sizes["pair"]
         return (
-            f"{made['component']} over {' '.join(self.over)}, {made['direction']}{ablated}, {made['model']['name']}, "
+            f"{made['component']} over {' '.join(self.over)}, {how}{ablated}, {made['model']['name']}, "
             f"{pairs} pair{'s' if pairs != 1 else ''}: "
             f"{name} clean {clean:+.2f}, corrupted {corrupted:+.2f} {unit}".rstrip()
         )
@@ -447,6 +452,10 @@ class Result:
     def _base(self, metric: str | None) -> xr.DataArray:
         """Returns m(base) [pair], or [direction pair] when both directions were run."""
         name = self._metric(metric)
+        if "direction" not in self.provenance:
+            seen = f"a result of {self.provenance.get('method')}"
+            fix = f'result.data["{name}"]'
+            raise ResultError("there is no effect: nothing was patched.", where="effect", seen=seen, fix=fix)
         corrupted, clean = (self.baselines[run].sel(metric=name, drop=True) for run in ("corrupted", "clean"))
         if "direction" in self.data.dims:
             both = xr.concat([corrupted, clean], "direction")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from nbpatch.result import STATES, Result
+from nbpatch.result import SPREAD, STATES, Result
 
 _OWN = ("component", "component_label", "engine")
 """What of the provenance belongs to one component."""
@@ -50,7 +50,8 @@ def _joined(results: Sequence[Result], names: Sequence[str], labels: Sequence[An
     dims = tuple(str(dim) for dim in example["state"].dims)
     axis = dims.index("head") if "head" in dims else 0
     shape = [len(labels) if dim == "head" else example.sizes[dim] for dim in dims]
-    values = {name: np.full((len(results), *shape), np.nan) for name in results[0].metrics}
+    spreads = [str(name) for name in example.coords if str(name).startswith(SPREAD)]
+    values = {name: np.full((len(results), *shape), np.nan) for name in (*results[0].metrics, *spreads)}
     state = np.full((len(results), *shape), _NO_POSITION, np.int8)
     for number, one in enumerate(results):
         there = [labels.index(label) for label in _heads(one)] if labels else list(range(shape[axis]))
@@ -58,11 +59,13 @@ def _joined(results: Sequence[Result], names: Sequence[str], labels: Sequence[An
         state[where] = np.moveaxis(one.data["state"].to_numpy(), axis, 0) if axis else one.data["state"].to_numpy()
         for name, table in values.items():
             table[where] = np.moveaxis(one.data[name].to_numpy(), axis, 0) if axis else one.data[name].to_numpy()
-    coords: dict[str, Any] = {str(name): example[name] for name in example.coords if name not in ("state", "head")}
+    kept = {"state", "head", *spreads}
+    coords: dict[str, Any] = {str(name): example[name] for name in example.coords if name not in kept}
     if labels:
         coords["head"] = [str(label) for label in labels] if mixed else list(labels)
     coords["component"] = ("component", np.array(names, object))
     coords["state"] = (("component", *dims), state)
+    coords.update({name: (("component", *dims), values.pop(name)) for name in spreads})
     data = {name: (("component", *dims), table, example[name].attrs) for name, table in values.items()}
     return xr.Dataset(data, coords=coords)
 

@@ -130,6 +130,11 @@ def component_of(name: str) -> Component:
     return COMPONENTS[name]
 
 
+def acting(component: str) -> str:
+    """Returns the component whose patch has the same effect: mostly itself."""
+    return COMPONENTS[component].like or component
+
+
 def default_over(component: str) -> tuple[str, ...]:
     """Returns the axes a sweep of `component` uses when none are named: layer and head, else layer and pos."""
     known = component_of(component)
@@ -202,7 +207,7 @@ class Site:
 _SITE = re.compile(
     r"""\s*(?P<component>\w+)\s*
     (?:\[\s*(?P<layer>\d+|\*)\s*(?:\.\s*(?P<head>\d+|\*)\s*)?\])?\s*
-    (?:@\s*(?P<pos>\d+|\*|[^\W\d][\w .'-]*?)\s*)?
+    (?:@\s*(?P<pos>\d+|\*|[^\W\d][\w .'+-]*?)\s*)?
     (?:<-\s*(?P<src>\d+|\*)\s*)?$""",
     re.VERBOSE,
 )

@@ -4,17 +4,13 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import families
-import micro
 import numpy as np
 import oracle_ablation as oracle
-import override
 import pandas as pd
 import pytest
 import torch
 from oracle_ablation import (
     DATASETS,
-    ENGINES,
     MODELS,
     ONE_OF_EACH,
     PAIRS,
@@ -29,8 +25,7 @@ from test_prompts import untyped
 
 import nbpatch
 from nbpatch import Pairs, PromptPair
-from nbpatch.errors import NbpatchError, PlanError
-from nbpatch.model import Model
+from nbpatch.errors import ResultError
 
 __all__ = ["untyped"]
 
@@ -158,13 +153,12 @@ def swept(name: str, engine: str, component: str, over: str | None = None, **opt
 
 # -- against the hand-written forward
 
-# All corruptions by the fast engine in both models, and by its twin in one of them.
+# All corruptions by the fast engine in one model, and each of the rest where something may be another.
 BY_HAND = [
-    (name, engine, case)
-    for name in ("tiny", "stories260K")
-    for engine in ENGINES
-    for number, case in enumerate(CASES)
-    if engine == "auto" or (name == "tiny") == (number % 2 == 0)
+    *(("tiny", "auto", case) for case in CASES),
+    *(("stories260K", "auto", case) for case in ("mean", "mean over positions", "resample", "noise denoising")),
+    *(("tiny", "replay", case) for case in ("mean", "resample")),
+    *(("stories260K", "replay", case) for case in ("zero", "mean over positions", "noise noising")),
 ]
 
 
@@ -175,7 +169,8 @@ def test_cells_equal_the_hand_written_forward(name, engine, case, group):
         pytest.skip("refused, as a test of errors sees")
     made = CASES[case]
     result = swept(name, engine, group, GROUPS[group], corruption=made.make(name), direction=made.direction)
-    assert (result.provenance["engine"]["name"] == "replay") == (engine == "replay")
+    if engine == "replay":
+        assert result.provenance["engine"]["name"] == "replay"
     all_cells = name == "tiny" or case in ("zero", "mean")
     for component in group.split():
         few = None if all_cells and component in WHOLE else FEW
@@ -291,7 +286,8 @@ def test_spread_has_the_dims_of_the_data_and_one_draw_has_none():
     assert several.spread().dims == several.data["logit_diff"].dims
     assert several.spread("logit_diff").identical(several.spread())
     one = swept("tiny", "auto", "z", corruption=nbpatch.Resample(list(DATASETS["tiny"])))
-    assert (one.spread() == 0).all()
+    with pytest.raises(ResultError, match="nothing was drawn several times"):
+        one.spread()
 
 
 def test_the_draws_of_a_pair_do_not_depend_on_the_component():
@@ -457,165 +453,3 @@ def test_many_draws_with_little_noise_are_near_the_clean_run():
     small = nbpatch.patch(model, pair, "embed", corruption=nbpatch.Noise("subject", scale=0.01, n=20))
     assert 0 < float(small.spread().max()) < 1
     assert abs(float(small.gap().isel(pair=0))) < 1
-
-
-# -- errors
-
-LONG = "Then Mary and John went to the store, and John gave a drink to"
-UNLABELLED = PromptPair("The capital of Greece is", "The capital of Spain is", " Athens", " Madrid")
-
-
-def wrong(make: Callable[[], Any], component: str = "z", pairs: Any = None, **options: Any) -> NbpatchError:
-    with pytest.raises(NbpatchError) as caught:
-        nbpatch.patch(model_of("tiny", "auto"), pairs or PAIRS["tiny"], component, corruption=make(), **options)
-    assert caught.value.what
-    assert "\n  try" in str(caught.value)
-    return caught.value
-
-
-@pytest.mark.parametrize("direction", ["denoising", "both"])
-@pytest.mark.parametrize("case", ["zero", "mean", "resample"])
-def test_values_of_an_ablation_go_into_the_clean_run_only(case, direction):
-    error = wrong(lambda: CASES[case].make("tiny"), direction=direction)
-    assert isinstance(error, PlanError)
-
-
-@pytest.mark.parametrize("component", ["resid_pre", "z", "pattern"])
-def test_a_position_that_no_prompt_of_the_dataset_has_is_refused(component):
-    error = wrong(lambda: nbpatch.Mean(["The capital of Peru is"]), component)
-    assert isinstance(error, PlanError)
-    assert values(swept("tiny", "auto", "z", corruption=nbpatch.Mean([LONG]))).size
-
-
-def test_a_mean_pattern_over_positions_is_refused():
-    assert isinstance(wrong(lambda: nbpatch.Mean(per_position=False), "pattern"), PlanError)
-
-
-@pytest.mark.parametrize("dataset", [None, ["The capital city of France is", "The capital of Greece is", "Paul gave"]])
-def test_a_pair_that_no_prompt_can_be_drawn_for_is_named(dataset):
-    """The second pair has no other prompt of its length; its own, though it is there, is not drawn."""
-    error = wrong(lambda: nbpatch.Resample(dataset), pairs=TRIOS["tiny"])
-    assert isinstance(error, PlanError)
-    assert "pair 2" in str(error)
-    assert "pair 1" not in str(error)
-
-
-@pytest.mark.usefixtures("untyped")
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: nbpatch.Noise("nothing"),
-        lambda: nbpatch.Noise(("subject", "nothing")),
-        lambda: nbpatch.Noise((6,)),
-        lambda: nbpatch.Noise(()),
-        lambda: nbpatch.Noise("subject", n=0),
-        lambda: nbpatch.Resample(k=0),
-        lambda: nbpatch.Resample(run="other"),
-        lambda: nbpatch.Mean(run="other"),
-        lambda: nbpatch.Mean([]),
-        lambda: nbpatch.Mean(["The zxqv is"]),
-        lambda: nbpatch.Mean(3),
-        lambda: "zero",
-    ],
-    ids=[
-        "no label", "one of two labels", "a position that a pair lacks", "no place", "no draws",
-        "no draw", "no such run", "no such run either", "no prompts", "unknown words", "no dataset", "no corruption",
-    ],
-)  # fmt: skip
-def test_what_makes_no_sense_is_refused(make):
-    wrong(make)
-
-
-def test_a_pair_without_the_label_is_named():
-    error = wrong(lambda: nbpatch.Noise("subject"), pairs=[PAIRS["tiny"][0], UNLABELLED])
-    assert "pair 2" in str(error)
-
-
-def test_an_unknown_direction_is_refused_whatever_the_corruption():
-    for make in (nbpatch.Zero, lambda: nbpatch.Noise("subject")):
-        wrong(make, direction="sideways")
-
-
-# -- families
-
-FAMILIES = ["gemma2", "llama", "gpt_neox", "opt", "falcon"]
-PLACES = ((0, 4), (1, 11), (2, 12))
-
-
-@lru_cache(maxsize=8)
-def replayed(family: str) -> Model:
-    model = nbpatch.load((families.plain(family), micro.tokenizer()))
-    model.engine = "replay"
-    return model
-
-
-def literally(family: str, component: str, number: int, place: tuple[int, int], mean: bool) -> float:
-    """Returns the metric with one position of one layer replaced, by the literal override."""
-    hf = families.plain(family)
-    ones = families.loaded(family).tokenize(families.PAIRS)
-    runs = [override.activations(hf, one.clean_ids)[component, place[0]] for one in ones]
-    new = torch.stack(runs).mean(0)[place[1]] if mean else torch.zeros_like(runs[0][0])
-
-    def edit(name: str, layer: int, value: torch.Tensor) -> torch.Tensor:
-        if (name, layer) != (component, place[0]):
-            return value
-        value = value.clone()
-        value[place[1]] = new
-        return value
-
-    return oracle.difference(ones[number])(override.forward(hf, ones[number].clean_ids, edit))
-
-
-@pytest.mark.parametrize("mean", [False, True], ids=["zero", "mean"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_families_equal_their_replay_and_the_literal_override(family, mean):
-    corruption = nbpatch.Mean() if mean else nbpatch.Zero()
-    results = [
-        nbpatch.patch(model, families.PAIRS, "z resid_pre", "layer pos", corruption=corruption)
-        for model in (families.loaded(family), replayed(family))
-    ]
-    np.testing.assert_allclose(values(results[0]), values(results[1]), atol=TOLERANCE)
-    for component in ("z", "resid_pre"):
-        one = results[0].sel(component)
-        assert float(abs(one.effect()).max()) > 1e-3
-        for number, (layer, pos) in enumerate(PLACES):
-            wanted = literally(family, component, number, (layer, pos), mean)
-            found = float(one.data["logit_diff"].isel(layer=layer, pos=pos, pair=number))
-            assert found == pytest.approx(wanted, abs=TOLERANCE)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_noise_is_added_to_what_the_embedding_module_gives(family):
-    """Before it is scaled, and before positions are added, whatever the family does."""
-    hf, model = families.plain(family), families.loaded(family)
-    pairs, places = families.PAIRS[:2], (2, 4)
-    ones = model.tokenize(pairs)
-    table = hf.get_input_embeddings()
-    with torch.no_grad():
-        size = 3 * float(table(torch.tensor([[one.clean_ids[pos] for pos in places] for one in ones])).std())
-    results = [
-        nbpatch.patch(one, pairs, "z", corruption=nbpatch.Noise(places, n=2)) for one in (model, replayed(family))
-    ]
-    for number, one in enumerate(ones):
-        found = [
-            plainly_noised(hf, one, places, size * np.random.default_rng([0, number, draw]).standard_normal((2, 32)))
-            for draw in range(2)
-        ]
-        for result in results:
-            corrupted = float(result.baselines["corrupted"].isel(metric=0, pair=number))
-            assert corrupted == pytest.approx(np.mean(found), abs=TOLERANCE)
-    np.testing.assert_allclose(values(results[0]), values(results[1]), atol=TOLERANCE)
-
-
-@torch.no_grad()
-def plainly_noised(hf: Any, one: Any, places: tuple[int, ...], noise: np.ndarray) -> float:
-    def add(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
-        output = output.clone()
-        output[0, list(places)] += torch.tensor(noise, dtype=output.dtype)
-        return output
-
-    handle = hf.get_input_embeddings().register_forward_hook(add)
-    try:
-        return oracle.difference(one)(hf(torch.tensor([one.clean_ids]), use_cache=False).logits[0, -1])
-    finally:
-        handle.remove()

@@ -61,10 +61,10 @@ def test_the_description_says_it_all(model):
 
 
 def test_what_goes_by_replay_is_counted_in_whole_forwards(model):
-    every = nbp.dry_run(model, PAIR, "resid_pre", "pos").cost
+    every = nbp.dry_run(model, PAIR, "scores", "layer head").cost
     assert every is not None
     length = len(model.tokenize(PAIR)[0].clean_ids)
-    runs = nbp.dry_run(model, PAIR, "resid_pre", "pos").n_runs
+    runs = nbp.dry_run(model, PAIR, "scores", "layer head").n_runs
     each = 2 * model.shape.layer_weights * model.shape.n_layers
     assert every.flops == pytest.approx(each * length * (runs + 2))
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nbpatch.engine import Progress, run
 from nbpatch.errors import PatchNotApplied, PlanError, SiteError
-from nbpatch.methods.patching import patch
+from nbpatch.methods.patching import patch, patch_every
 from nbpatch.metrics import as_metrics
 from nbpatch.model import Capability, Model, load
 from nbpatch.plan import EXACT, FAILED, MEASURED, NO_POSITION, NOT_RUN, make_plan
@@ -296,7 +296,7 @@ def test_progress_counts_up_and_the_view_fills():
     def look(progress: Progress) -> None:
         seen.append((progress.done, progress.total, int((progress.state == MEASURED).sum())))
 
-    result = patch(small("gpt2"), PAIR, "resid_mid", on_progress=look)
+    result = patch_every(small("gpt2"), PAIR, ["resid_mid"], on_progress=look)["resid_mid"]
     assert seen[0][0] == 0
     assert seen[-1][0] == seen[-1][1] == seen[-1][2] == result.provenance["engine"]["runs"]
     assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)

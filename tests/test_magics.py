@@ -133,7 +133,7 @@ no entry 'anser'.
     ("options", "what", "caret", "fix"),
     [
         ('-c z --over "layer hed"', "z has no axis 'hed'.", '"layer hed"'[1:-1], 'did you mean "head"?'),
-        ("-c embed", "embed cannot be swept.", "embed", "one of: resid_pre"),
+        ("-c embd", "no component 'embd'.", "embd", 'did you mean "embed"?'),
         ("--over pos,pos", "an axis is named twice.", "pos,pos", 'over="layer pos"'),
         ("--metric prob prob", "two metrics of one name.", "%%patch --metric prob prob", "its own name"),
         ("--output", "--output: expected one argument.", "--output", "%%patch? shows all options"),

@@ -219,7 +219,7 @@ def test_every_question_to_a_result_has_an_answer(heads):
     assert len(heads.compare_metrics()) == 3
     assert heads.by_group().sizes["group"] == len(heads.groups)
     assert heads.reason(kind="TE", layer=0, head=0) == "measured"
-    assert "mediate" in repr(heads)
+    assert "mediation" in repr(heads)
     assert "prompts" in heads.card().lower()
 
 

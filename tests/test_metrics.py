@@ -34,6 +34,11 @@ def test_logit_diff_of_alternatives_is_a_difference_of_means() -> None:
     assert value("logit_diff", SEVERAL) == pytest.approx([(2.0 + 0.0) / 2 - (0.5 - 1.0) / 2, -2.0])
 
 
+def test_max_logit_diff_is_between_the_best_of_each_side() -> None:
+    assert value("max_logit_diff", SEVERAL) == pytest.approx([2.0 - 0.5, -2.0])
+    assert value("max_logit_diff") == value("logit_diff"), "one answer on each side"
+
+
 def test_prob_and_log_prob_agree_and_sum_over_alternatives() -> None:
     shares = LOGITS.softmax(-1)
     expected = [float(shares[0, 0] + shares[0, 3]), float(shares[1, 1])]
@@ -94,7 +99,7 @@ def test_names_lists_and_functions_are_taken() -> None:
         ("", 'metric="logit_diff"'),
         ([], 'metric="logit_diff"'),
         (["prob", "prob"], "give each its own name"),
-        (3, "a name (logit_diff, log_prob, prob, kl, rank, accuracy) or a function"),
+        (3, "a name (logit_diff, max_logit_diff, log_prob, prob, kl, rank, accuracy) or a function"),
         (lambda logits, answer: logits, "lambda logits: metric(logits, …)"),
     ],
 )

@@ -120,7 +120,9 @@ def test_the_hash_tells_weights_apart():
 
 def test_every_component_of_the_small_models_works(model):
     for one in (model, load((micro.llama(), micro.tokenizer()))):
-        assert {name: can.status for name, can in one.capabilities.items()} == dict.fromkeys(SWEEPABLE, "works")
+        assert {name: can.status for name, can in one.capabilities.items()} == dict.fromkeys(
+            [*SWEEPABLE, "embed", "head_out"], "works"
+        )
 
 
 def test_the_probe_sees_an_ignored_patch_and_a_missing_hook(monkeypatch):
@@ -157,7 +159,7 @@ def test_describe_says_sizes_and_what_works(model):
     lines = model.describe().splitlines()
     assert lines[0].startswith("GPT2LMHeadModel: GPT2LMHeadModel, weights ")
     assert lines[1] == "  3 layers, 4 heads, d_model 32, vocabulary 16, causal, float32, cpu"
-    assert [line.split() for line in lines[2:]] == [[name, "works"] for name in SWEEPABLE]
+    assert [line.split() for line in lines[2:]] == [[name, "works"] for name in (*SWEEPABLE, "embed", "head_out")]
     assert repr(model) == "Model('GPT2LMHeadModel': 3 layers × 4 heads, cpu)"
 
 

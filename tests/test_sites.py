@@ -33,6 +33,26 @@ def test_every_sweepable_component_has_a_hook_and_usual_axes(name: str) -> None:
     assert set(default_over(name)) <= set(COMPONENTS[name].axes)
 
 
+@pytest.mark.parametrize(
+    ("text", "pos"),
+    [("resid_pre[2] @ S2", "S2"), ("z[1.0] @ last subject token", "last subject token"), ("z[1.0] @ S1+1", "S1+1")],
+)
+def test_a_label_is_a_position(text: str, pos: str) -> None:
+    site = parse_site(text)
+    assert site.pos == pos
+    assert str(site) == text
+    assert parse_site(str(site)) == site
+
+
+def test_label_stands_where_pos_would() -> None:
+    assert parse_over("resid_pre", "label layer") == ("layer", "label")
+    assert parse_over("z", "label head layer") == ("layer", "head", "label")
+    with pytest.raises(SiteError, match="no axis 'label'"):
+        parse_over("pattern", "layer label")
+    with pytest.raises(SiteError, match="no axis 'label'"):
+        parse_over("resid_pre", "pos label")
+
+
 @pytest.mark.parametrize("over", ["head layer", "layer, head", ["head", "layer"], " layer  head "])
 def test_over_is_read_in_any_form_and_order(over: str | list[str]) -> None:
     assert parse_over("z", over) == ("layer", "head")
@@ -54,12 +74,10 @@ def test_a_wrong_axis_says_what_to_type(component: str, over: str, hint: str) ->
     assert caught.value.fix == hint
 
 
-def test_unknown_and_not_yet_sweepable_components_are_refused_with_names() -> None:
+def test_unknown_components_are_refused_with_names() -> None:
     with pytest.raises(SiteError) as caught:
         component_of("resid_per")
     assert caught.value.fix == 'did you mean "resid_pre"?'
-    with pytest.raises(SiteError, match="head_out cannot be swept"):
-        component_of("head_out")
 
 
 def test_key_value_heads_are_labelled_only_where_they_are_shared() -> None:
@@ -86,7 +104,7 @@ def test_a_layer_outside_the_model_is_refused() -> None:
     assert check_site(parse_site("k[3.1]"), SHAPE) == Site("k", 3, 1)
 
 
-@pytest.mark.parametrize("text", ["", "z[", "z[1.2.3]", "nothing[1]", "resid_pre[1.2]", "z[1.2] <- 3", "z @ x"])
+@pytest.mark.parametrize("text", ["", "z[", "z[1.2.3]", "nothing[1]", "resid_pre[1.2]", "z[1.2] <- 3", "z @ <"])
 def test_what_is_no_site_is_refused(text: str) -> None:
     with pytest.raises(SiteError):
         parse_site(text)

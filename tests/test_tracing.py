@@ -319,13 +319,13 @@ def test_what_the_first_look_notices_is_said_once():
 @pytest.mark.parametrize(
     ("clean", "subject", "roles"),
     [
-        ("The Empire State Building is located in", "Empire State Building", [(2,), (3,), (4,), (5,), (6,), (7,)]),
+        ("The Empire State Building is located in", "Empire State Building", [[2], [3], [4], [5], [6], [7]]),
         ("The Empire State Building is located in", "The Empire State Building",
-         [(1,), (2, 3), (4,), (5,), (6,), (7,)]),
-        ("The capital of Greece is", "Greece", [(), (), (4,), (), (), (5,)]),
-        ("The Louvre is located in", "Louvre", [(), (), (2,), (3,), (4,), (5,)]),
-        ("The capital of Greece", "capital of Greece", [(2,), (3,), (), (), (), (4,)]),
-        ("The Red Square is located in the city of", "Red Square", [(2,), (), (3,), (4,), (5, 6, 7, 8), (9,)]),
+         [[1], [2, 3], [4], [5], [6], [7]]),
+        ("The capital of Greece is", "Greece", [[], [], [4], [], [], [5]]),
+        ("The Louvre is located in", "Louvre", [[], [], [2], [3], [4], [5]]),
+        ("The capital of Greece", "capital of Greece", [[2], [3], [], [], [], [4]]),
+        ("The Red Square is located in the city of", "Red Square", [[2], [], [3], [4], [5, 6, 7, 8], [9]]),
     ],
 )  # fmt: skip
 def test_roles(clean, subject, roles):
@@ -453,7 +453,7 @@ def test_the_pedigree(every):
     assert made["over"] == ["kind", "layer", "role"]
     assert made["component"] == "hidden; mlp (window 2); attn (window 2); hidden, mlp severed; hidden, attn severed"
     assert (made["corruption"], made["direction"], made["seed"]) == ("noise", "denoising", 3)
-    assert made["roles"][0]["middle subject tokens"] == [3]
+    assert made["pairs"][0]["roles"]["middle subject tokens"] == [3]
 
 
 # -- errors

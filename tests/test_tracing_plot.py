@@ -14,7 +14,7 @@ import nbpatch as nbp
 from nbpatch.errors import ResultError
 from nbpatch.methods.tracing import trace
 from nbpatch.result import STATES, Result, read
-from nbpatch.view.style import TOKENS, diverging, rgb
+from nbpatch.view.style import TOKENS, cell_number, diverging, rgb, text_on
 from nbpatch.view.tracing import plot_trace
 
 KINDS = ("hidden", "mlp", "attn", "hidden, mlp severed", "hidden, attn severed")
@@ -92,6 +92,10 @@ def test_colours_are_the_effects_on_one_scale(roles, figures, theme):
             blank = still[kind, row, layer] or not np.isfinite(value)
             wanted = rgb(TOKENS[theme]["bg"]) if blank else diverging(value / limit, theme)
             np.testing.assert_allclose(pixels[row, layer], wanted, atol=1)
+        for number in axes.texts:
+            column, row = (int(place) for place in number.get_position())
+            assert number.get_text() == cell_number(float(effect[kind, row, column]))
+            assert number.get_color() == text_on(diverging(float(effect[kind, row, column]) / limit, theme))
 
 
 def test_cells_without_a_number_are_hatched_and_unmoved_ones_dotted(roles, figures):
@@ -126,6 +130,19 @@ def test_facts_on_their_positions_have_the_lines_of_their_roles():
     by_pos, by_role = (lines(plot_trace(traced(same, kinds="hidden", by=by)))[0] for by in ("pos", "role"))
     for left, right in zip(by_pos.lines, by_role.lines, strict=True):
         np.testing.assert_allclose(left.get_ydata(), right.get_ydata(), atol=1e-6)
+
+
+def test_a_group_of_facts_keeps_the_roles_of_its_own():
+    """Of three facts on the same positions the first, of another group, has its last subject token elsewhere."""
+    prompts, subjects = (FACTS[2], FACTS[0], FACTS[2]), ("The Red", "Eiffel Tower", "Red Square")
+    facts = [
+        replace(one, labels={"subject": subject}, group="in" if number else "out")
+        for number, (one, subject) in enumerate(zip(prompts, subjects, strict=True))
+    ]
+    group = traced(facts, kinds="hidden", by="pos").of_group("in")
+    (axes,) = lines(plot_trace(group))
+    wanted = group.effect().sel(kind="hidden", pos=3)
+    np.testing.assert_allclose(axes.lines[1].get_ydata(), wanted, atol=1e-9)
 
 
 def test_one_fact_has_its_tokens_as_rows_those_with_noise_marked_and_no_lines(one):

@@ -5,10 +5,10 @@ from nbpatch.engine.fit import probe, speed_of
 from nbpatch.engine.frontier import room_for
 from nbpatch.engine.loop import Progress, run, run_together
 from nbpatch.engine.outcome import Origin
-from nbpatch.engine.rows import acting
 from nbpatch.engine.trace import wanted
 from nbpatch.model import Model, load
 from nbpatch.plan import Plan
+from nbpatch.sites import acting
 
 Model.prober = probe
 

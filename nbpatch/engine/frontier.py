@@ -11,7 +11,7 @@ from torch import Tensor
 from nbpatch.engine.base import BaseRuns, answers_of
 from nbpatch.engine.lead import Lead, begin
 from nbpatch.engine.memory import Room, room_of
-from nbpatch.engine.rows import Rows, acting, base_rows, joints_of, rows_of, waves
+from nbpatch.engine.rows import Rows, base_rows, joints_of, rows_of, waves
 from nbpatch.engine.supply import Ids, Supply, noise_of
 from nbpatch.engine.table import Filled
 from nbpatch.engine.tail import unembedded
@@ -20,6 +20,7 @@ from nbpatch.engine.walk import Walk
 from nbpatch.model import Model
 from nbpatch.parts import Parts
 from nbpatch.plan import Plan
+from nbpatch.sites import acting
 
 MOST_TOKENS = 3072
 """Tokens of one wave: matrix products are no faster with more on a CPU, and progress and stopping become coarse."""

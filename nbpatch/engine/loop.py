@@ -8,11 +8,12 @@ from nbpatch.engine.fit import Fit, fit_of
 from nbpatch.engine.frontier import Frontier
 from nbpatch.engine.outcome import results_of
 from nbpatch.engine.replay import Replay
-from nbpatch.engine.rows import acting, why_not
+from nbpatch.engine.rows import why_not
 from nbpatch.engine.table import Progress, Table
 from nbpatch.model import Model
 from nbpatch.plan import Plan
 from nbpatch.result import Result
+from nbpatch.sites import acting
 
 MAX_TOKENS = 2048
 """Prompt tokens per forward: more is no faster on a CPU, and progress and stopping would become coarse."""

@@ -29,7 +29,7 @@ class Spots:
 
     Attributes:
         owner: the row; position: where in its prompt; unit: the head or neuron, or WHOLE.
-        run: the run, layer and place the value comes from.
+        run, layer, place, origin: the run, layer, position and head or neuron the value comes from.
     """
 
     owner: Ints
@@ -38,6 +38,7 @@ class Spots:
     run: Ints
     layer: Ints
     place: Ints
+    origin: Ints
 
     def __len__(self) -> int:
         return len(self.owner)
@@ -110,20 +111,18 @@ class Overwrites:
 
 
 def write_over(
-    target: Float[Tensor, "token d"], at: Tensor, values: Float[Tensor, "spot d"], unit: Ints, units: int = 1
+    target: Float[Tensor, "token unit d"], at: Tensor, values: Float[Tensor, "spot d_all"], spots: Spots
 ) -> None:
-    """Writes vectors into some tokens, in place: whole ones, or one of the `units` parts of each."""
-    whole = np.flatnonzero(unit == WHOLE)
-    if len(whole) == len(unit):
-        target[at] = values
-        return
-    if len(whole):
-        chosen = indexed(whole, values)
-        target[at[chosen]] = values[chosen]
-    parts = np.flatnonzero(unit != WHOLE)
-    chosen, which = indexed(parts, values), indexed(unit[parts], values)
-    split = target.view(len(target), units, -1)
-    split[at[chosen], which] = values[chosen].view(len(parts), units, -1)[torch.arange(len(parts)), which]
+    """Writes vectors into some tokens, in place: whole ones, or one head or neuron of each.
+
+    Args:
+        at: the tokens' places in `target`; values: all units of each, behind each other.
+    """
+    split = values.view(len(spots), target.shape[1], -1)
+    whole, parts = (indexed(np.flatnonzero(chosen), values) for chosen in (spots.unit == WHOLE, spots.unit != WHOLE))
+    target[at[whole]] = split[whole]
+    unit, origin = indexed(spots.unit, values)[parts], indexed(spots.origin, values)[parts]
+    target[at[parts], unit] = split[parts, origin]
 
 
 def _spots(rows: Rows, joints: Sequence[Sequence[Write]]) -> dict[tuple[str, int], Spots]:
@@ -153,4 +152,5 @@ def _columns(rows: Rows, mine: Ints, write: Write, behind: bool) -> tuple[Ints, 
     run = rows.run[owner] if write.own else rows.source[owner]
     layer = write.layer if write.from_layer == SAME else write.from_layer
     place = position if write.from_pos == SAME else like * write.from_pos
-    return owner, position, like * write.unit, run, like * (layer + behind), place
+    origin = write.unit if write.from_unit == SAME else write.from_unit
+    return owner, position, like * write.unit, run, like * (layer + behind), place, like * origin

@@ -5,7 +5,7 @@ Each row is one (cell, pair). A layer's hook writes the source run's values into
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -165,7 +165,8 @@ def _written(plan: Plan, batch: Batch, row: int, write: Write) -> Spots | None:
     if not len(here) or not len(there):
         return None
     layer = write.layer if write.from_layer == SAME else write.from_layer
-    target, source = (_at(plan, write, *one, sides) for one in ((row, here), (place, there)))
+    other = write if write.from_unit == SAME else replace(write, unit=write.from_unit)
+    target, source = _at(plan, write, row, here, sides), _at(plan, other, place, there, sides)
     return Spots(target, source, run, layer)
 
 

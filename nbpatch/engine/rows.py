@@ -4,7 +4,7 @@ Everything is numpy columns, one entry per row: a small model has hundreds of ro
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from nbpatch.corruption import Mean
 from nbpatch.joint import SAME, JointPlan, Write
 from nbpatch.plan import NOT_RUN, Plan
 from nbpatch.prompts import TokenizedPair
-from nbpatch.sites import COMPONENTS
+from nbpatch.sites import COMPONENTS, acting
 
 Ints = NDArray[np.int64]
 
@@ -112,25 +112,8 @@ def joints_of(plans: Sequence[Plan]) -> list[tuple[Write, ...]]:
     found: dict[tuple[Write, ...], None] = {}
     for plan in plans:
         if isinstance(plan, JointPlan):
-            found.update(dict.fromkeys(_writes_of(plan).values()))
+            found.update(dict.fromkeys(plan.written.values()))
     return list(found)
-
-
-def _writes_of(plan: JointPlan) -> dict[int, tuple[Write, ...]]:
-    """Returns what each run writes to, by its place in the plan's table; directions write to the same places."""
-    per_direction = plan.states[0].size
-    one = np.flatnonzero((plan.states == NOT_RUN).any(axis=0))
-    made: dict[int, tuple[Write, ...]] = {}
-    for place, index in zip(one, zip(*np.unravel_index(one, plan.states.shape[1:]), strict=True), strict=True):
-        *cell, pair = (int(i) for i in index)
-        writes = tuple(replace(each, component=acting(each.component)) for each in plan.writes(tuple(cell), pair))
-        made.update({int(place) + per_direction * number: writes for number in range(len(plan.directions))})
-    return made
-
-
-def acting(component: str) -> str:
-    """Returns the component whose patch has the same effect: mostly itself."""
-    return COMPONENTS[component].like or component
 
 
 def base_rows(tokenized: Sequence[TokenizedPair], *, max_tokens: int) -> Iterator[Rows]:
@@ -180,8 +163,7 @@ def _joint_rows(number: int, plan: JointPlan, numbers: Mapping[tuple[Write, ...]
     direction, pair = (np.unravel_index(cell, plan.states.shape)[axis] for axis in (0, -1))
     denoising = np.array([one == "denoising" for one in plan.directions])[direction]
     run = 2 * pair + denoising
-    of_cell = _writes_of(plan)
-    writes = [of_cell[int(one)] for one in cell]
+    writes = [plan.written[int(one)] for one in cell]
     differs = [plan.tokenized[one].first_difference or 0 for one in pair]
     whole = np.full(len(cell), WHOLE)
     first = [min(_first(one, parted) for one in some) for some, parted in zip(writes, differs, strict=True)]

@@ -345,7 +345,7 @@ class Inside:
         spots = self.walk.over.at(name, self.layer, ends=self.ends)
         if spots is not None and len(spots):
             at = self.walk.index(self._where(spots))
-            write_over(value, at, self.walk.over.values(name, spots), spots.unit, units)
+            write_over(value.view(len(value), units, -1), at, self.walk.over.values(name, spots), spots)
 
     def _where(self, spots: Spots) -> Ints:
         """Returns where spots of dense rows stand among the packed tokens."""
@@ -472,12 +472,7 @@ class Suffixes:
         if spots is None:
             return
         at = self.walk.index(packed(self.active, len(self.walk.rows))[spots.owner] + spots.position)
-        values = self.walk.over.values(name, spots).view(len(spots), value.shape[1], -1)
-        whole = np.flatnonzero(spots.unit < 0)
-        some = np.flatnonzero(spots.unit >= 0)
-        value[at[self.walk.index(whole)]] = values[self.walk.index(whole)]
-        index, unit = self.walk.index(some), self.walk.index(spots.unit[some])
-        value[at[index], unit] = values[index, unit]
+        write_over(value, at, self.walk.over.values(name, spots), spots)
 
     def _group(
         self, module: nn.Module, group: Group, count: int, own: Sequence[Tensor], options: Mapping[str, Any]

@@ -34,7 +34,7 @@ ROLES = (
 
 Floats: TypeAlias = NDArray[np.float64]
 States: TypeAlias = NDArray[np.int8]
-Places: TypeAlias = dict[str, tuple[int, ...]]
+Places: TypeAlias = dict[str, list[int]]
 
 _SUBJECT = "subject"
 _NAMED = 8
@@ -319,7 +319,7 @@ def _joined(results: Mapping[str, Result], used: Sequence[TokenizedPair], by: st
         "method": "trace",
         "component_label": "restored states",
         "over": ["kind", "layer", by],
-        "roles": [{role: list(positions) for role, positions in one.items()} for one in places],
+        "pairs": [{**pair, "roles": one} for pair, one in zip(first.provenance["pairs"], places, strict=True)],
         "engine": _summed([one.provenance["engine"] for one in results.values()]),
     }
     warnings = tuple(dict.fromkeys(warning for one in results.values() for warning in one.warnings))
@@ -330,14 +330,14 @@ def roles_of(one: TokenizedPair) -> Places:
     """Returns the positions of each role in a fact; those before the subject have none.
 
     >>> roles_of(fact)  # <bos> The Space Needle is located in, subject "The Space Needle"
-    {'first subject token': (1,), 'middle subject tokens': (2,), 'last subject token': (3,), …, 'last token': (6,)}
+    {'first subject token': [1], 'middle subject tokens': [2], 'last subject token': [3], …, 'last token': [6]}
     """
     end, subject = one.clean_end, sorted(one.labels[_SUBJECT])
     behind = range(subject[-1] + 1, end)
     found = (subject[:-1][:1], subject[1:-1], subject[-1:], behind[:1], behind[1:])
     return {
-        **{role: tuple(pos for pos in some if pos != end) for role, some in zip(ROLES, found, strict=False)},
-        ROLES[-1]: (end,),
+        **{role: [pos for pos in some if pos != end] for role, some in zip(ROLES, found, strict=False)},
+        ROLES[-1]: [end],
     }
 
 
@@ -356,7 +356,7 @@ def _means(table: Floats, places: Sequence[Places], *, alone: bool) -> Floats:
     for pair, one in enumerate(places):
         for number, role in enumerate(ROLES):
             if one[role] and not (alone and len(one[role]) > 1):
-                found[:, :, number, pair] = table[:, :, list(one[role]), pair].mean(-1)
+                found[:, :, number, pair] = table[:, :, one[role], pair].mean(-1)
     return found
 
 
@@ -367,7 +367,7 @@ def _common(state: States, places: Sequence[Places]) -> States:
     for pair, one in enumerate(places):
         for number, role in enumerate(ROLES):
             if one[role]:
-                worst = rank[state[:, :, list(one[role]), pair]].min(-1)
+                worst = rank[state[:, :, one[role], pair]].min(-1)
                 found[:, :, number, pair] = np.array(_ORDER, np.int8)[worst]
     return found
 

@@ -5,12 +5,13 @@
 
 import base64
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nbpatch.errors import ResultError, suggest
 from nbpatch.result import Result
-from nbpatch.view import export, payload, plots, scatter, study
+from nbpatch.view import export, observed, payload, plots, scatter, study, tracing
 from nbpatch.view.payload import Message
 from nbpatch.view.widgets import PatchWidget
 
@@ -21,6 +22,7 @@ def plot(result: Result, *, kind: str = "map", **options: Any) -> Any:
     Raises:
         ResultError: another kind of figure.
     """
+    result = _indirect(result)
     if _method(result) in _FIGURES and kind == "map":
         return _FIGURES[_method(result)](result, **_without_none(options))
     if kind == "quadrants":
@@ -38,6 +40,7 @@ def show(result: Result, **options: Any) -> Any:
 
         return circuitsvis(result, **options)
     _refuse_figure(result, "show")
+    result = _indirect(result)
     widget = PatchWidget()
     widget.spec = payload.describe(result, can_run=False, works={})
     widget.status = {"state": "done", "text": "A saved result: there is no model to run further sweeps.", "gen": 0}
@@ -48,7 +51,7 @@ def show(result: Result, **options: Any) -> Any:
 def to_html(result: Result, path: str, *, attention: bool = True) -> Path:
     """Writes one self-contained HTML page of a result, without attention: that would need the model."""
     _refuse_figure(result, "to_html")
-    return export.write(path, [result], None)
+    return export.write(path, [_indirect(result)], None)
 
 
 def mimebundle(result: Result) -> Any:
@@ -58,7 +61,7 @@ def mimebundle(result: Result) -> Any:
     if _method(result) in _FIGURES:
         picture = base64.b64encode(plots.encoded(_FIGURES[_method(result)](result))).decode("ascii")
         return {"text/plain": repr(result), "image/png": picture}, {}
-    return mimebundle_of(show(result), result)
+    return mimebundle_of(show(result), _indirect(result))
 
 
 def mimebundle_of(widget: PatchWidget, result: Result) -> Any:
@@ -69,12 +72,25 @@ def mimebundle_of(widget: PatchWidget, result: Result) -> Any:
     return {**data, "image/png": picture, "text/plain": repr(result)}, metadata
 
 
-_FIGURES: dict[str, Callable[..., Any]] = {"compare": study.panels}
+_FIGURES: dict[str, Callable[..., Any]] = {
+    "compare": study.panels,
+    "direct_logit_attribution": observed.plot,
+    "logit_lens": observed.plot,
+    "trace": tracing.plot_trace,
+}
 """What is drawn of methods whose results are no single map."""
 
 
 def _method(result: Result) -> str:
     return str(result.provenance.get("method", ""))
+
+
+def _indirect(result: Result) -> Result:
+    """Returns the indirect effects of a mediation, which one map can show; any other result as it is."""
+    if _method(result) != "mediate" or "kind" not in result.data.dims:
+        return result
+    made = {**result.provenance, "kind": "NIE"}
+    return replace(result, data=result.data.sel(kind="NIE", drop=True), provenance=made)
 
 
 def _refuse_figure(result: Result, where: str) -> None:

@@ -216,7 +216,7 @@ def _line(result: Result, effect: xr.DataArray, role: str) -> Values:
     if "role" in effect.dims:
         own = effect.sel(role=role).transpose("pair", "layer").to_numpy()
     else:
-        places = [pair[role] for pair in result.provenance["roles"]]
+        places = [pair["roles"][role] for pair in result.provenance["pairs"]]
         own = np.stack([effect.isel(pair=at, pos=place).mean("pos").to_numpy() for at, place in enumerate(places)])
     pairs = len(own)
     draws = np.random.default_rng(0).integers(0, pairs, (_RESAMPLES, pairs))
