@@ -31,7 +31,8 @@ def provenance(over: tuple[str, ...], direction: str, pairs: int, tokens: list[s
     }  # fmt: skip
     return {
         "method": "patch", "component": "z" if "head" in over else "resid_pre", "component_label": "attention heads",
-        "over": list(over), "direction": direction, "corruption": "counterfactual", "seed": None,
+        "over": list(over), "direction": direction, "corruption": "counterfactual",
+        "corruption_words": "Values came from the other prompt of the same pair (counterfactual).", "seed": None,
         "metrics": [{"name": "logit_diff", "unit": "logit", "label": "logit difference", "linear": True}],
         "model": {
             "name": "small", "hash": "0123456789abcdef", "family": "gpt2", "n_layers": 2, "n_heads": 3, "n_kv_heads": 3,

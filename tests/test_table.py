@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nbpatch.engine.base import BaseRuns, Group, group_pairs, pad_ids, trace_runs
+from nbpatch.engine.finished import finished
 from nbpatch.engine.lint import lint
 from nbpatch.engine.replay import flat, replay
 from nbpatch.engine.table import Filled, Table
@@ -69,8 +70,8 @@ def test_only_the_sources_that_a_direction_needs_are_kept(model: Model) -> None:
     for direction, kept in (("denoising", {"clean"}), ("noising", {"corrupted"}), ("both", {"clean", "corrupted"})):
         plan = make_plan(model.shape, tokenized, "q", direction=direction, metrics=as_metrics("prob"))
         (group,) = trace_runs(plan, model, max_tokens=512).groups
-        assert {run for run, _ in group.sources} == kept
-        assert {layer for _, layer in group.sources} == {0, 1, 2}
+        assert {run for run, _, _ in group.sources} == kept
+        assert {layer for _, _, layer in group.sources} == {0, 1, 2}
 
 
 def test_a_fresh_table_knows_the_cells_that_cannot_act_and_nothing_else(model: Model) -> None:
@@ -115,7 +116,7 @@ def messages(plan: Plan, runs: BaseRuns, **changed: object) -> str:
     table.state[table.state == NOT_RUN] = MEASURED
     for name, value in changed.items():
         setattr(table, name, value)
-    return "\n".join(lint(table, stopped=False))
+    return "\n".join(lint(finished(table), stopped=False))
 
 
 def test_the_lint_is_silent_about_what_is_fine(plan: Plan, runs: BaseRuns) -> None:

@@ -24,6 +24,7 @@ from nbpatch.engine.supply import (
     refuse_short,
 )
 from nbpatch.errors import PatchNotApplied
+from nbpatch.joint import JointPlan
 from nbpatch.metrics import Answers
 from nbpatch.model import Hook, Model
 from nbpatch.plan import PATTERNS, Plan
@@ -85,17 +86,24 @@ def trace_runs(plan: Plan, model: Model, *, max_tokens: int) -> BaseRuns:
     groups = group_pairs(plan.tokenized)
     logits = {run: torch.empty(len(plan.tokenized), plan.shape.d_vocab) for run in RUNS}
     noise, prompts = noise_of(plan, model), drawn(plan, model)
-    tracer = _Tracer(plan, model, max_tokens)
+    tracer, needed = _Tracer(plan, model, max_tokens), _needed(plan)
     for group in groups:
         for run in RUNS:
             noised = {place: noise[pair] for place, pair in enumerate(group.pairs) if run == "corrupted" and noise}
-            kept = tracer.run(group.ids[run], keep=not (plan.corruption.ablates and run == "corrupted"), noised=noised)
+            kept = tracer.run(group.ids[run], keep=run in needed, noised=noised)
             logits[run][list(group.pairs)] = kept.pop(("", -1)).float().cpu()
             group.sources.update({(run, *key): value for key, value in kept.items()})
         if plan.corruption.ablates:
             found = tracer.replaced(group, [prompts[pair] for pair in group.pairs] if prompts else [])
             group.sources.update({("corrupted", *key): value for key, value in found.items()})
     return BaseRuns(groups, logits, answers_of(plan.tokenized, logits["clean"]), noise, prompts)
+
+
+def _needed(plan: Plan) -> set[str]:
+    """Returns the runs whose activations are asked for; of an ablation the clean run's shape."""
+    if plan.corruption.ablates:
+        return {"clean"}
+    return set(RUNS) if isinstance(plan, JointPlan) else {SOURCE[direction] for direction in plan.directions}
 
 
 def answers_of(tokenized: Sequence[TokenizedPair], clean: Float[Tensor, "pair d_vocab"]) -> Answers:

@@ -153,7 +153,7 @@ def _metrics(measured: Sequence[Mapping[str, Any]], *, can_run: bool) -> list[Me
     """Returns the metrics to choose from: those measured, and with a kernel all others that have a name."""
     offered = [{key: metric[key] for key in ("name", "unit", "label")} for metric in measured]
     names = {metric["name"] for metric in offered}
-    more = [metric.describe() for name, metric in METRICS.items() if name not in names and name != "accuracy"]
+    more = [metric.describe() for name, metric in METRICS.items() if name not in (*names, "accuracy", "max_logit_diff")]
     return [*offered, *({key: one[key] for key in ("name", "unit", "label")} for one in more if can_run)]
 
 
