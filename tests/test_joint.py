@@ -247,6 +247,19 @@ def test_values_from_another_head_equal_the_hand_written_forward():
     check_moves("tiny", "auto", HEADS)
 
 
+def quick(moves: dict[tuple[str, str], Spot]) -> dict[tuple[str, str], Spot]:
+    """Returns what the fast engine moves itself: queries and keys take the whole call to replay."""
+    return {texts: spot for texts, spot in moves.items() if spot.component not in ("q", "k")}
+
+
+@pytest.mark.parametrize("name", ["tiny", "stories260K"])
+@pytest.mark.parametrize("moves", [MOVES, HEADS], ids=["places", "heads"])
+def test_the_fast_engine_moves_values_itself(name, moves):
+    sites, origins = map(list, zip(*quick(moves), strict=True))
+    assert at_sites(name, "auto", sites, from_=origins).provenance["engine"]["name"] == "frontier"
+    check_moves(name, "auto", quick(moves))
+
+
 def check_moves(name: str, engine: str, moves: dict[tuple[str, str], Spot]) -> None:
     sites, origins = map(list, zip(*moves, strict=True))
     result = at_sites(name, engine, sites, from_=origins, direction="both")

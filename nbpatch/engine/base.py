@@ -15,12 +15,12 @@ from nbpatch.engine.supply import (
     Average,
     Ids,
     Noised,
-    add_noise,
     average_like,
     by_length,
     dataset_ids,
     drawn,
     noise_of,
+    noising,
     refuse_short,
 )
 from nbpatch.errors import PatchNotApplied
@@ -137,20 +137,6 @@ def pad_ids(ids: Sequence[Sequence[int]]) -> Int[Tensor, "row alternative"]:
     return torch.tensor([[*row, *[-1] * (width - len(row))] for row in ids], dtype=torch.long).reshape(len(ids), width)
 
 
-def noise_hooks(model: Model, noised: Mapping[int, Noised]) -> list[Hook]:
-    """Returns what adds noise to the token embeddings of some rows.
-
-    Raises:
-        PatchNotApplied: the model has no such hook point.
-    """
-    if not noised:
-        return []
-    name = model.hook_name("embed", 0)
-    if name is None:
-        raise PatchNotApplied("token embeddings have no hook point to add noise at.", fix="model.describe()")
-    return [(name, lambda value, hook: add_noise(value, noised))]
-
-
 def _zeros(value: Tensor) -> Tensor:
     """Returns zeros, scores of what is never looked at left as they are."""
     return torch.where(value > torch.finfo(value.dtype).min / 2, 0, value)
@@ -174,8 +160,9 @@ class _Tracer:
         for start in range(0, len(ids), rows):
             kept: dict[tuple[str, int], Tensor] = {}
             mine = {row - start: one for row, one in noised.items() if start <= row < start + rows}
-            hooks = noise_hooks(self.model, mine) + (self._keepers(kept) if keep else [])
-            kept["", -1] = self.model.answer_logits(ids[start : start + rows], hooks)
+            hooks = self._keepers(kept) if keep else []
+            with self.model.lock, noising(self.model.bridge.original_model, mine):
+                kept["", -1] = self.model.answer_logits(ids[start : start + rows], hooks)
             parts.append(kept)
         return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 

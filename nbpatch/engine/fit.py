@@ -183,11 +183,25 @@ def probe(model: Model) -> Probe:
 
 
 def _capability(parts: Parts, name: str, reason: str) -> Capability:
-    norm = getattr(parts.blocks[0].attention, f"{name}_norm", None) if name in ("q", "k") else None
-    weight = getattr(norm, "weight", None)
-    if not reason and weight is not None and weight.ndim == 1 and weight.numel() > _d_head(parts):
+    if not reason and name in ("q", "k") and _across_heads(_norm_of(parts, name), parts):
         return Capability("works", f"after {name}_norm, which runs across heads; TransformerLens's hook is before it")
     return Capability("absent", reason) if reason else Capability("works")
+
+
+def has_norm(parts: Parts, name: str) -> bool:
+    """Whether queries ("q") or keys ("k") of a head go through a norm of the head's own behind their hook point."""
+    norm = _norm_of(parts, name)
+    return norm is not None and not _across_heads(norm, parts)
+
+
+def _norm_of(parts: Parts, name: str) -> Any:
+    attention = parts.blocks[0].attention
+    return getattr(attention, f"{name}_norm", None) or getattr(attention, f"{name}_layernorm", None)
+
+
+def _across_heads(norm: Any, parts: Parts) -> bool:
+    weight = getattr(norm, "weight", None)
+    return weight is not None and weight.ndim == 1 and weight.numel() > _d_head(parts)
 
 
 def _d_head(parts: Parts) -> int:

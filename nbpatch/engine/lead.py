@@ -4,8 +4,7 @@ A pass of their own would be as small as matrix products come, and cost as much 
 prompt. The corrupted run is a suffix too: before the first difference it is the clean run.
 """
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from nbpatch.engine.attention import Keys, Queries, Values, all_replaced, attend
 from nbpatch.engine.entries import indexed
 from nbpatch.engine.rows import Ints, Rows
 from nbpatch.engine.shims import passing
-from nbpatch.engine.supply import Noised, add_noise
+from nbpatch.engine.supply import Noised, noising
 from nbpatch.engine.trace import Layer, Trace, arguments_of
 from nbpatch.parts import Parts, Unfit
 
@@ -64,7 +63,7 @@ def begin(
         for start in range(0, len(ids), step):
             called.clear()
             mine = {run - start: one for run, one in (noise or {}).items() if start <= run < start + step}
-            with _noising(model.get_input_embeddings(), mine):
+            with noising(model, mine):
                 model(ids[start : start + step], use_cache=False)
             if len(called) != len(modules):
                 raise Unfit("the blocks were not run once each")
@@ -79,27 +78,6 @@ def begin(
     layers[0].pre = hidden
     lengths = torch.tensor([len(one) for one in prompts])
     return Trace(layers, torch.zeros_like(hidden), lengths, hidden.new_empty(len(hidden), 0), returns)
-
-
-@contextmanager
-def _noising(embedding: nn.Module, noised: Mapping[int, Noised]) -> Generator[None]:
-    """Adds noise to what a module embeds, which it must do once."""
-    if not noised:
-        yield
-        return
-    asked: list[int] = []
-
-    def add(module: nn.Module, args: Any, value: Tensor) -> Tensor:
-        asked.append(len(value))
-        return add_noise(value, noised)
-
-    handle = embedding.register_forward_hook(add)
-    try:
-        yield
-    finally:
-        handle.remove()
-    if len(asked) != 1:
-        raise Unfit("tokens are not embedded once")
 
 
 def _of_one(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from nbpatch.engine.fit import Fit, fit_of
+from nbpatch.engine.fit import Fit, fit_of, has_norm
 from nbpatch.engine.frontier import Frontier
 from nbpatch.engine.outcome import results_of
 from nbpatch.engine.replay import Replay
@@ -148,7 +148,14 @@ def _why_replayed(plans: Sequence[Plan], model: Model, fit: Fit) -> str:
     asked = "" if model.engine == "auto" else "asked for"
     components = dict.fromkeys(name for plan in plans for name in plan.components)
     refused = fit.reason or why_not(plans) or next((why for one in components if (why := fit.works[acting(one)])), "")
-    return asked or refused
+    return asked or refused or _why_normed(plans, fit)
+
+
+def _why_normed(plans: Sequence[Plan], fit: Fit) -> str:
+    """Returns that values of an ablation go where a norm is still to come, or ""."""
+    ablated = {name for plan in plans if plan.corruption.kind in ("zero", "mean") for name in plan.components}
+    normed = [name for name in ("q", "k") if name in ablated and fit.parts is not None and has_norm(fit.parts, name)]
+    return f"{normed[0]} is set before its norm" if normed else ""
 
 
 def tokens_per_forward(plan: Plan, model: Model) -> int:

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nbpatch.engine.base import BASE, SOURCE, BaseRuns, Group, noise_hooks, trace_runs
+from nbpatch.engine.base import BASE, SOURCE, BaseRuns, Group, trace_runs
+from nbpatch.engine.supply import noising
 from nbpatch.engine.table import Filled
 from nbpatch.errors import PatchNotApplied
 from nbpatch.joint import SAME, WHOLE, JointPlan, Write
@@ -100,9 +101,10 @@ def replay(
         patches = _patches(wave, plan, batch)
         writers = [Writer(plan, model, place, batch, spots) for place, spots in patches.items()]
         ids = batch.group.ids[base][torch.from_numpy(places)]
-        noised = {row: runs.noise[int(pair)] for row, pair in enumerate(batch.pairs) if runs.noise}
-        hooks = noise_hooks(model, noised) if base == "corrupted" else []
-        logits = model.answer_logits(ids, [*hooks, *(writer.hook() for writer in writers)])
+        own = runs.noise if base == "corrupted" else {}
+        noised = {row: own[int(pair)] for row, pair in enumerate(batch.pairs) if own}
+        with model.lock, noising(model.bridge.original_model, noised):
+            logits = model.answer_logits(ids, [writer.hook() for writer in writers])
         for writer in writers:
             writer.check()
         yield batch, logits.float().cpu()

@@ -187,10 +187,10 @@ def _joint_rows(number: int, plan: JointPlan, numbers: Mapping[tuple[Write, ...]
 
 
 def _first(write: Write, parted: int) -> int:
-    """Returns the first position a write can change; runs are the same before they part, in one layer."""
+    """Returns the first position a write can change; runs are the same before they part, at one place."""
     if write.pos != WHOLE:
         return write.pos
-    return parted if write.from_layer in (SAME, write.layer) else 0
+    return parted if (write.from_layer, write.from_unit) == (SAME, SAME) else 0
 
 
 def _rows(number: int, plan: Plan) -> Rows:
@@ -266,18 +266,21 @@ def fits(plan: Plan) -> str:
         return "embeddings are set before positions are added to them"
     if isinstance(plan.corruption, Mean) and not plan.corruption.per_position and {"q", "k"} & {*plan.components}:
         return "a mean over positions is taken before rotary embedding"
-    if isinstance(plan, JointPlan) and _moves_turned(plan):
-        return "queries and keys move before rotary embedding"
+    return _why_not_moved(plan) if isinstance(plan, JointPlan) else ""
+
+
+def _why_not_moved(plan: JointPlan) -> str:
+    """Returns why values of a plan cannot be put elsewhere by the frontier, or ""."""
+    last = plan.shape.n_layers - 1
+    for one in (write for writes in joints_of([plan]) for write in writes):
+        if (one.from_layer, one.from_pos, one.from_unit) == (SAME, SAME, SAME):
+            continue
+        if one.component in ("q", "k"):
+            return "queries and keys move before their norms and rotary embedding"
+        source = one.layer if one.from_layer == SAME else one.from_layer
+        if source == last and one.component not in ("resid_pre", "v"):
+            return "the last layer is known at the answer position only"
     return ""
-
-
-def _moves_turned(plan: JointPlan) -> bool:
-    """Whether queries or keys go to another position, where a rotary embedding would turn them otherwise."""
-    return any(
-        one.component in ("q", "k") and one.from_pos not in (SAME, one.pos)
-        for writes in joints_of([plan])
-        for one in writes
-    )
 
 
 def why_not(plans: Sequence[Plan]) -> str:

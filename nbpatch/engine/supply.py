@@ -4,7 +4,8 @@ The fast engine's base runs keep the corrupted run's own logits as the baseline;
 it are replaced here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from nbpatch.corruption import AnyCorruption, Mean, Noise, Resample, Zero, prompts_of
 from nbpatch.engine.attention import attend_with_weights
 from nbpatch.engine.trace import OPTIONAL, Layer, Trace, trace
-from nbpatch.errors import PlanError
+from nbpatch.errors import PatchNotApplied, PlanError
 from nbpatch.model import Model
 from nbpatch.parts import Parts
 from nbpatch.plan import Plan
@@ -59,10 +60,36 @@ def _embedding(model: Model) -> Any:
     return module.get_input_embeddings()
 
 
-def add_noise(embedded: Float[Tensor, "row pos d_model"], noised: Mapping[int, Noised]) -> Tensor:
-    """Returns embeddings of rows with the noise some of them get."""
+@contextmanager
+def noising(model: Any, noised: Mapping[int, Noised]) -> Generator[None]:
+    """Adds noise to what a model's own module embeds in some rows of one forward.
+
+    Not at a Bridge's `hook_embed`, which in Granite is behind a factor, and in front of what is patched there.
+
+    Raises:
+        PatchNotApplied: the module was not asked once.
+    """
     if not noised:
-        return embedded
+        yield
+        return
+    asked: list[int] = []
+
+    def add(module: Any, args: Any, value: Tensor) -> Tensor:
+        asked.append(len(value))
+        return _with_noise(value, noised)
+
+    module = model.get_input_embeddings()
+    handle = getattr(module, "original_component", module).register_forward_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
+    if len(asked) != 1:
+        raise PatchNotApplied(f"tokens were embedded {len(asked)} times, planned 1.", fix="model.describe()")
+
+
+def _with_noise(embedded: Float[Tensor, "row pos d_model"], noised: Mapping[int, Noised]) -> Tensor:
+    """Returns embeddings of rows with the noise some of them get."""
     embedded = embedded.clone()
     for row, one in noised.items():
         embedded[row, one.positions] += one.vectors

@@ -135,7 +135,7 @@ class Walk:
         """Writes a block's input over, or the last hidden states behind all blocks."""
         ends = layer == self.n_layers
         spots = self.over.at("resid_pre", layer, ends=ends)
-        if spots is not None:
+        if spots is not None and len(spots):
             at = spots.owner if ends else self.places(Tokens(spots.owner, spots.position))
             target = self.final if ends else self.hidden
             target[self.index(at)] = self.over.values("resid_pre", spots)
