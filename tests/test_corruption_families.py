@@ -14,7 +14,12 @@ from oracle_ablation import TOLERANCE
 from test_corruption import values
 
 import nbpatch
+from nbpatch.engine.fit import fit_of
+from nbpatch.engine.lead import begin
+from nbpatch.engine.supply import noise_of
+from nbpatch.metrics import as_metrics
 from nbpatch.model import Model
+from nbpatch.plan import make_plan
 
 FAMILIES = ["gemma2", "llama", "gpt_neox", "opt", "falcon"]
 PLACES = ((0, 4), (1, 11), (2, 12))
@@ -85,6 +90,23 @@ def test_noise_is_added_to_what_the_embedding_module_gives(family):
             corrupted = float(result.baselines["corrupted"].isel(metric=0, pair=number))
             assert corrupted == pytest.approx(np.mean(found), abs=TOLERANCE)
     np.testing.assert_allclose(values(results[0]), values(results[1]), atol=TOLERANCE)
+
+
+def test_noise_is_that_of_its_run_however_many_passes_the_base_runs_take():
+    model = families.loaded("gpt2")
+    tokenized = model.tokenize(families.PAIRS[:2])
+    metrics = as_metrics("prob")
+    plan = make_plan(model.shape, tokenized, "z", metrics=metrics, corruption=nbpatch.Noise((2, 4), n=2))
+    prompts = [ids for one in plan.tokenized for ids in (one.clean_ids, one.corrupted_ids)]
+    noise = {2 * pair + 1: one for pair, one in noise_of(plan, model).items()}
+    fit = fit_of(model)
+    whole, cut = (
+        begin(fit.parts, prompts, fit.returns, noise, device=model.device, max_tokens=most).pre(0)
+        for most in (10**6, 3 * len(prompts[0]))
+    )
+    torch.testing.assert_close(whole, cut)
+    changed = (whole[1::2] - whole[0::2]).abs().sum(-1) > 0
+    assert [row.nonzero().flatten().tolist() for row in changed] == [[2, 4]] * 4
 
 
 @torch.no_grad()
