@@ -75,3 +75,14 @@ def test_the_calibration_is_made_once(model):
     nbp.dry_run(model, PAIR, "q")
     assert model.notes["speed"] is before
     assert all(number > 0 for number in before)
+
+
+def test_a_long_sweep_says_its_cost_before_it_starts_and_a_short_one_nothing(model, monkeypatch, capsys):
+    nbp.patch(model, PAIR, "mlp_post", "layer neuron")
+    assert "about" not in capsys.readouterr().err
+    monkeypatch.setattr("nbpatch.methods.patching._MANY", 1)
+    monkeypatch.setattr("nbpatch.methods.patching._LONG", 0.0)
+    nbp.patch(model, PAIR, "mlp_post", "layer neuron")
+    said = capsys.readouterr().err
+    assert said.startswith("mlp_post over layer neuron, denoising:")
+    assert " GFLOP, " in said
