@@ -72,24 +72,29 @@ class Counterfactual(_Still):
         return tuple(tokenized)
 
 
+class _Ablation(_Still):
+    """A corruption that replaces activations in the clean run, wherever a pair has them."""
+
+    ablates = True
+
+    def applied(self, tokenized: Sequence[TokenizedPair]) -> tuple[TokenizedPair, ...]:
+        """Returns the pairs, changed at every position, one behind the other for each draw."""
+        return tuple(_wholly_altered(one) for one in tokenized for _ in range(self.draws))
+
+
 @dataclass(frozen=True)
-class Zero(_Still):
+class Zero(_Ablation):
     """Zero ablation: the site is set to 0 in the clean run. Patterns lose their weight; nothing is renormalised."""
 
     kind = "zero"
-    ablates = True
 
     def words(self) -> str:
         """Returns where values came from, as a sentence."""
         return "Zero ablation: the site was set to 0 in the clean run."
 
-    def applied(self, tokenized: Sequence[TokenizedPair]) -> tuple[TokenizedPair, ...]:
-        """Returns the pairs, changed at every position."""
-        return tuple(_wholly_altered(one) for one in tokenized)
-
 
 @dataclass(frozen=True)
-class Mean(_Still):
+class Mean(_Ablation):
     """Mean ablation: the site is set to its mean over a dataset, in the clean run.
 
     Attributes:
@@ -103,7 +108,6 @@ class Mean(_Still):
     """
 
     kind = "mean"
-    ablates = True
     dataset: Any = None
     _: KW_ONLY
     per_position: bool = True
@@ -115,18 +119,12 @@ class Mean(_Still):
     def words(self) -> str:
         """Returns where values came from, as a sentence."""
         which = "at the same position" if self.per_position else "over all positions"
-        return f"Mean ablation: the site was set, in the clean run, to its mean {which} over {self._of()}."
-
-    def _of(self) -> str:
-        return _dataset_words(self.dataset, self.run)
-
-    def applied(self, tokenized: Sequence[TokenizedPair]) -> tuple[TokenizedPair, ...]:
-        """Returns the pairs, changed at every position."""
-        return tuple(_wholly_altered(one) for one in tokenized)
+        of = _dataset_words(self.dataset, self.run)
+        return f"Mean ablation: the site was set, in the clean run, to its mean {which} over {of}."
 
 
 @dataclass(frozen=True)
-class Resample:
+class Resample(_Ablation):
     """Resample ablation: the site takes its value on another prompt of a dataset, drawn at random.
 
     All sites of one draw take their values from the same prompt, which has as many tokens as the clean prompt.
@@ -142,7 +140,6 @@ class Resample:
     """
 
     kind = "resample"
-    ablates = True
     dataset: Any = None
     k: int = 1
     _: KW_ONLY
@@ -169,10 +166,6 @@ class Resample:
             f"Resample ablation: the site took, in the clean run, its value on another prompt drawn from "
             f"{_dataset_words(self.dataset, self.run)}; {_times(self.k)} for each pair."
         )
-
-    def applied(self, tokenized: Sequence[TokenizedPair]) -> tuple[TokenizedPair, ...]:
-        """Returns the pairs, changed at every position, one behind the other for each draw."""
-        return tuple(_wholly_altered(one) for one in tokenized for _ in range(self.k))
 
 
 @dataclass(frozen=True)

@@ -424,7 +424,7 @@ plot = saved.plot
 def show(result: Result, **options: Any) -> Any:
     """Returns a workbench that goes on from a result."""
     origin = result.origin
-    if saved.is_attention(result) or not isinstance(origin, Origin):
+    if saved.picture_only(result) or not isinstance(origin, Origin):
         return saved.show(result, **options)
     plan = origin.plan
     pairs = [one.pair for one in plan.tokenized]
@@ -435,6 +435,7 @@ def show(result: Result, **options: Any) -> Any:
 
 def to_html(result: Result, path: str, *, attention: bool = True) -> Path:
     """Writes one self-contained HTML page of a result, with the attention of its first pair if wanted."""
+    saved.refuse_widget(result, "to_html")
     patterns = _patterns_of(result.origin) if attention else None
     return export.write(path, [result], patterns)
 
@@ -449,6 +450,6 @@ def _patterns_of(origin: Any) -> Result | None:
 
 
 def mimebundle(result: Result) -> Any:
-    """Returns the notebook display of a result: widget, picture and text."""
-    shown = show(result)
+    """Returns the notebook display of a result: widget where it fits, picture and text."""
+    shown = None if saved.picture_only(result) else show(result)
     return saved.mimebundle_of(shown.widget, result) if isinstance(shown, Workbench) else saved.mimebundle(result)

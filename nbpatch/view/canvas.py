@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from nbpatch.view.style import TOKENS
+import numpy as np
+from numpy.typing import NDArray
+
+from nbpatch.view.style import CELL_LEAST, TOKENS, cell_number, diverging, text_on
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -147,6 +150,48 @@ class Canvas:
             for row in range(1, rows):
                 axes.axhline(row, color="white", linewidth=1.2)
         return axes
+
+    def scale(self, x: float, y: float, high: float, limit: float, size: float) -> None:
+        """Draws the colours from +limit down to −limit, with both numbers and 0 beside them."""
+        colours = np.array([[diverging(float(step))] for step in np.linspace(1, -1, 201)], np.uint8)
+        self.pixels(x, y, (0.12, high / len(colours)), colours, gaps=False)
+        ends = cell_number(limit).rstrip("0").rstrip(".") or "1"
+        for share, text in ((0.0, f"+{ends}"), (0.5, "0"), (1.0, f"−{ends}")):
+            self.text(x + 0.19, y + share * high, text, size)
+
+
+_ROOM_FOR_NUMBERS = (0.33, 0.16)
+
+
+def write_numbers(
+    axes: "Axes", values: NDArray[np.float64], cell: tuple[float, float], *, limit: float, largest: float
+) -> None:
+    """Writes values [row column] into their cells where these have room; what is next to nothing is left out.
+
+    Args:
+        cell: width and height of one, in inches.
+        limit: the value at the ends of the colours.
+        largest: size of the text, in points; smaller in low cells.
+    """
+    if cell[0] < _ROOM_FOR_NUMBERS[0] or cell[1] < _ROOM_FOR_NUMBERS[1]:
+        return
+    for row, column in np.argwhere(np.abs(np.nan_to_num(values)) >= CELL_LEAST):
+        value = float(values[row, column])
+        look: dict[str, Any] = {"color": text_on(diverging(value / limit)), "fontsize": min(largest, 52 * cell[1])}
+        axes.text(column + 0.5, row + 0.5, cell_number(value), ha="center", va="center_baseline", **look)
+
+
+def hatch(axes: "Axes", cells: NDArray[np.int64], *, fine: bool) -> None:
+    """Draws −45° lines over cells without a value, and an outline where there is room for a fine one."""
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Rectangle
+
+    inset = 0.06 if fine else 0.0
+    boxes = [Rectangle((c + inset, r + inset), 1 - 2 * inset, 1 - 2 * inset) for r, c in cells]
+    look: dict[str, Any] = {
+        "facecolor": "none", "edgecolor": TOKENS["light"]["edge"], "linewidth": 0.7 if fine else 0.0,
+    }  # fmt: skip
+    axes.add_collection(PatchCollection(boxes, hatch="\\\\\\", **look))
 
 
 def thinned(count: int, room: float, least: float) -> Sequence[int]:

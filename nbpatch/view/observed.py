@@ -8,10 +8,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from nbpatch.errors import ResultError, suggest
 from nbpatch.prompts import visible
 from nbpatch.result import Result
 from nbpatch.view.canvas import Canvas, Type, type_for
 from nbpatch.view.style import TOKENS, cell_number, diverging, readout_number, text_on
+from nbpatch.view.words import tokens_shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,7 +22,9 @@ _ASKED = {
     "logit_lens": "What would the model answer if it stopped at each depth?",
     "direct_logit_attribution": "What does each part write onto the answer?",
 }
-_LEFT, _RIGHT, _BETWEEN, _TOP = 1.1, 0.75, 0.35, 1.05
+_LEFT, _RIGHT, _BETWEEN, _TOP = 1.1, 0.75, 0.35, 0.85
+_STRIP, _LONGEST = 0.2, 1.0
+"""Height of the columns' names; the longest of those that stand upright."""
 _NARROWEST, _WIDEST, _HIGH, _SIZE = 6.6, 11.0, 0.26, 7.5
 _ROOM_FOR_NUMBERS = 0.38
 """Width of a column from which a value with two decimals fits into it."""
@@ -35,6 +39,7 @@ class Sheet:
         rows, columns: labels; `marks`: columns whose tokens differ between the prompts.
         limit: the value at the ends of the colours, in the metric's unit.
         wide: width of a column.
+        upright: whether the columns' names stand upright, for lack of room.
     """
 
     runs: tuple[str, ...]
@@ -44,7 +49,19 @@ class Sheet:
     marks: frozenset[int]
     limit: float
     wide: float
+    upright: bool
     fonts: Type
+
+    @property
+    def strip(self) -> float:
+        """Height of the columns' names."""
+        longest = max(self.fonts.width(text, _SIZE) for names in self.columns for text in names)
+        return min(_LONGEST, longest) + 0.1 if self.upright else _STRIP
+
+    @property
+    def top(self) -> float:
+        """Where the maps begin."""
+        return _TOP + self.strip
 
     @property
     def width(self) -> float:
@@ -61,9 +78,11 @@ def plot(result: Result, metric: str | None = None) -> "Figure":
         ResultError: an unknown metric.
     """
     name = metric or result.metrics[0]
+    if name not in result.metrics:
+        raise ResultError(f"no metric {name!r} in this result.", where="metric", fix=suggest(name, result.metrics))
     values = result.data[name].mean("pair")
     sheet = _measure(result, values)
-    high = _TOP + _HIGH * len(sheet.rows) + 0.75
+    high = sheet.top + _HIGH * len(sheet.rows) + 0.75
     wide = _LEFT + len(sheet.runs) * (sheet.width + _BETWEEN) + _RIGHT
     canvas = Canvas(max(_NARROWEST, wide), high, sheet.fonts)
     _head(canvas, result, name)
@@ -80,7 +99,7 @@ def _measure(result: Result, values: xr.DataArray) -> Sheet:
     maps = values.transpose("run", *rest).to_numpy()
     maps = maps if len(rest) > 1 else maps[:, :, None]
     on_tokens = rest[-1] == "pos"
-    tokens = [[visible(token) for token in pairs[0][f"{run}_tokens"]] for run in runs]
+    tokens = [tokens_shown(pairs[0], run) for run in runs]
     columns = tuple(_columns(values, rest, tokens[number] if on_tokens else None) for number in range(len(runs)))
     rows = tuple(
         f"{rest[0]} {one}" if rest[0] == "layer" and len(rest) > 1 else str(one) for one in values[rest[0]].to_numpy()
@@ -90,7 +109,8 @@ def _measure(result: Result, values: xr.DataArray) -> Sheet:
     room = (_WIDEST - _LEFT - _RIGHT) / (len(runs) * maps.shape[2])
     marks = frozenset(pairs[0]["differs"]) if on_tokens else frozenset[int]()
     most = float(np.nanmax(np.abs(maps))) if np.isfinite(maps).any() else 1.0
-    return Sheet(runs, tuple(maps), rows, columns, marks, most or 1.0, max(0.3, min(room, max(0.42, widest))), fonts)
+    wide = max(0.3, min(room, max(0.42, widest)))
+    return Sheet(runs, tuple(maps), rows, columns, marks, most or 1.0, wide, wide < widest, fonts)
 
 
 def _columns(values: xr.DataArray, rest: Sequence[str], tokens: Sequence[str] | None) -> tuple[str, ...]:
@@ -115,18 +135,14 @@ def _head(canvas: Canvas, result: Result, metric: str) -> None:
 
 def _draw(canvas: Canvas, sheet: Sheet, number: int, x: float) -> None:
     values = sheet.values[number]
-    canvas.text(x, _TOP - 0.3, sheet.runs[number], 8.5, color=TOKENS["light"]["ink"])
-    for column, text in enumerate(sheet.columns[number]):
-        if column in sheet.marks:
-            canvas.box(x + column * sheet.wide, _TOP - 0.2, sheet.wide, 0.2, TOKENS["light"]["mark"])
-        shown = sheet.fonts.cut(text, _SIZE, sheet.wide - 0.04)
-        canvas.text(x + (column + 0.5) * sheet.wide, _TOP - 0.1, shown, _SIZE, ha="center")
+    canvas.text(x, _TOP - 0.1, sheet.runs[number], 8.5, color=TOKENS["light"]["ink"])
+    _draw_columns(canvas, sheet, number, x)
     for row, text in enumerate(sheet.rows if not number else ()):
-        canvas.text(x - 0.08, _TOP + (row + 0.5) * _HIGH, text, _SIZE, ha="right")
+        canvas.text(x - 0.08, sheet.top + (row + 0.5) * _HIGH, text, _SIZE, ha="right")
     colours = np.array(
         [[diverging(float(one) / sheet.limit) for one in line] for line in np.nan_to_num(values)], np.uint8
     )
-    axes = canvas.pixels(x, _TOP, (sheet.wide, _HIGH), colours, gaps=True)
+    axes = canvas.pixels(x, sheet.top, (sheet.wide, _HIGH), colours, gaps=True)
     for row, column in np.argwhere(~np.isfinite(values)):
         look: dict[str, Any] = {"facecolor": "white", "hatch": "////", "edgecolor": TOKENS["light"]["line"]}
         axes.bar(column + 0.5, 1, 1, bottom=row, linewidth=0, **look)
@@ -145,12 +161,25 @@ def _draw(canvas: Canvas, sheet: Sheet, number: int, x: float) -> None:
             )
 
 
+def _draw_columns(canvas: Canvas, sheet: Sheet, number: int, x: float) -> None:
+    """Writes the columns' names above a map, in boxes where the prompts differ."""
+    for column, text in enumerate(sheet.columns[number]):
+        if column in sheet.marks:
+            canvas.box(x + column * sheet.wide, _TOP, sheet.wide, sheet.strip, TOKENS["light"]["mark"])
+        middle, bottom = x + (column + 0.5) * sheet.wide, sheet.top - 0.05
+        if sheet.upright:
+            shown = sheet.fonts.cut(text, _SIZE, _LONGEST)
+            canvas.text(middle, bottom, shown, _SIZE, ha="center", va="bottom", rotation=90)
+        else:
+            canvas.text(middle, _TOP + sheet.strip / 2, text, _SIZE, ha="center")
+
+
 def _legend(canvas: Canvas, sheet: Sheet, unit: str) -> None:
     """Draws the colours with the values at their ends."""
     x = _LEFT + len(sheet.runs) * (sheet.width + _BETWEEN) - _BETWEEN + 0.15
     high = min(1.2, _HIGH * len(sheet.rows))
     colours = np.array([[diverging(float(step))] for step in np.linspace(1, -1, 101)], np.uint8)
-    canvas.pixels(x, _TOP, (0.12, high / 101), colours, gaps=False)
+    canvas.pixels(x, sheet.top, (0.12, high / 101), colours, gaps=False)
     for share, place in ((1, 0.0), (0, high / 2), (-1, high)):
         number = "0" if not share else readout_number(share * sheet.limit)
-        canvas.text(x + 0.17, _TOP + place, f"{number} {unit}" if share == 1 else number, 7)
+        canvas.text(x + 0.17, sheet.top + place, f"{number} {unit}" if share == 1 else number, 7)

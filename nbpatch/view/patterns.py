@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbpatch.errors import ResultError
-from nbpatch.prompts import visible
 from nbpatch.result import Result
 from nbpatch.view.canvas import Canvas, Type, thinned, type_for
 from nbpatch.view.style import TOKENS, diverging, rgb
+from nbpatch.view.words import tokens_shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,8 +44,7 @@ def heads(
     chosen = range(weights.shape[1]) if head is None else [_within(head, weights.shape[1], "head")]
     of = "corrupted" if run == "corrupted" else "clean"
     shown = result.provenance["pairs"][pair]
-    tokens = [visible(token) for token in shown[f"{of}_tokens"]]
-    tokens = ["bos", *tokens[1:]] if shown["has_bos"] else tokens
+    tokens = tokens_shown(shown, of)
     limit = float(np.abs(weights).max()) or 1.0
     parts = [(f"{a}.{b}", _colours(weights[a, b], run, limit)) for a in layers for b in chosen]
     columns = len(chosen) if layer is None else min(4, len(chosen))

@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from nbpatch.errors import ResultError
 from nbpatch.prompts import visible
 from nbpatch.result import STATES, Result
-from nbpatch.view.canvas import Canvas, Type, thinned, type_for
+from nbpatch.view.canvas import Canvas, Type, hatch, thinned, type_for, write_numbers
 from nbpatch.view.patterns import heads
-from nbpatch.view.style import CELL_LEAST, SCALE, TOKENS, cell_number, diverging, rgb, text_on
-from nbpatch.view.words import colour_key, facts, question
+from nbpatch.view.style import SCALE, TOKENS, rgb
+from nbpatch.view.words import colour_key, facts, question, tokens_shown
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["heads", "plot", "png"]
@@ -28,8 +27,10 @@ Shares: TypeAlias = NDArray[np.float64]
 _INK = TOKENS["light"]
 _MEASURED, _EXACT, _NO_POSITION = (STATES.index(name) for name in ("measured", "exact", "no position"))
 _PLACES = ("pos", "dest", "src")
+_SETS = ("site", "set")
+"""Axes whose labels are long: they are rows, and say themselves what they are."""
 
-_PAD, _GUTTER, _RIGHT = 0.2, 1.0, 1.2
+_PAD, _GUTTER, _WIDEST_GUTTER, _RIGHT = 0.2, 1.0, 3.5, 1.2
 _BELOW, _BESIDE = 0.42, 0.7
 _WIDEST, _HIGHEST, _NARROWEST = 13.6, 8.0, 9.6
 _LINE = {"bold": 0.3, "normal": 0.23}
@@ -64,6 +65,7 @@ class Sheet:
     across: str
     rows: tuple[str, ...]
     columns: tuple[str, ...]
+    gutter: float
     cell: tuple[float, float]
     strip: float
     side_by_side: bool
@@ -83,7 +85,7 @@ class Sheet:
     @property
     def left(self) -> float:
         """Where the cells of the first panel begin."""
-        return _PAD + _GUTTER
+        return _PAD + self.gutter
 
     @property
     def step(self) -> float:
@@ -162,13 +164,16 @@ def _measure(result: Result, metric: str, pair: int | None) -> Sheet:
     shown = result.provenance["pairs"][pair or 0]
     down, across = dims[:-1], dims[-1]
     rows, columns = _row_labels(share, down, shown), tuple(str(one) for one in share[across].to_numpy())
-    fonts = type_for([*_tokens(shown, "clean"), *_tokens(shown, "corrupted"), *shown["answer"], *shown["wrong"]])
+    fonts = type_for(
+        [*tokens_shown(shown, "clean"), *tokens_shown(shown, "corrupted"), *shown["answer"], *shown["wrong"]]
+    )
     on_tokens = across in _PLACES
-    wide, strip = _column_width(shown, len(columns), fonts) if on_tokens else (_head_width(len(columns)), _STRIP)
+    wide, strip = _column_width(shown, len(columns), fonts) if on_tokens else (_head_width(columns, fonts), _STRIP)
+    gutter = min(_WIDEST_GUTTER, max([_GUTTER, *(fonts.width(row, 8.5) + 0.1 for row in rows)]))
     high = max(0.012, min(0.36 if len(rows) <= 16 else 0.2, _HIGHEST / (len(rows) * len(panels))))
     most = max([0.0, *(float(np.nanmax(np.abs(p.values))) for p in panels if np.isfinite(p.values).any())])
     return Sheet(
-        result, shown, panels, down, across, rows, columns, (wide, high), strip,
+        result, shown, panels, down, across, rows, columns, gutter, (wide, high), strip,
         side_by_side=not on_tokens and len(panels) > 1 and 2 * len(columns) * wide < _WIDEST,
         limit=next((limit for limit in (0.1, 0.25) if 0 < most <= limit), 1.0),
         fonts=fonts,
@@ -188,7 +193,7 @@ def _panels(result: Result, metric: str, pair: int | None) -> tuple[tuple[Panel,
     else:
         pairs = result.data.sizes["pair"]
         raise ResultError(f"no pair {pair}.", where="plot", seen=f"{pairs} pairs", fix=f"pair=0 to {pairs - 1}")
-    if "site" in share.dims:
+    if any(axis in share.dims for axis in _SETS):
         share, state = share.expand_dims({"": [""]}, axis=-1), state.expand_dims({"": [""]}, axis=-1)
     dims = tuple(str(dim) for dim in share.dims if dim != "direction")
     directions = list(share["direction"].to_numpy()) if "direction" in share.dims else [None]
@@ -204,19 +209,16 @@ def _row_labels(share: xr.DataArray, down: tuple[str, ...], pair: Mapping[str, A
     if not down:
         return ("",)
     if len(down) == 1 and down[0] in _PLACES:
-        tokens = _tokens(pair, "clean")
+        tokens = tokens_shown(pair, "clean")
         return tuple(
             f"{tokens[place][:9] if place < len(tokens) else ''} {place}" for place in share[down[0]].to_numpy()
         )
     grid = np.meshgrid(*(share[dim].to_numpy().astype(str) for dim in down), indexing="ij")
     labels = [".".join(parts) for parts in zip(*(axis.ravel() for axis in grid), strict=True)]
-    return tuple(labels) if len(down) > 1 else (" ".join([*down, labels[0]]), *labels[1:])
-
-
-def _tokens(pair: Mapping[str, Any], run: str) -> list[str]:
-    """Returns a prompt's tokens as they are shown."""
-    tokens = [visible(token) for token in pair[f"{run}_tokens"]]
-    return ["bos", *tokens[1:]] if pair["has_bos"] else tokens
+    if down == ("set",):
+        return (labels[0], *(f"+ {label}" for label in labels[1:]))
+    named = len(down) == 1 and down[0] not in _SETS
+    return (" ".join([*down, labels[0]]), *labels[1:]) if named else tuple(labels)
 
 
 def _column_width(pair: Mapping[str, Any], columns: int, fonts: Type) -> tuple[float, float]:
@@ -224,7 +226,7 @@ def _column_width(pair: Mapping[str, Any], columns: int, fonts: Type) -> tuple[f
 
     A few long tokens are cut to their column; when more do not fit, all stand upright.
     """
-    names = [*_tokens(pair, "clean"), *_tokens(pair, "corrupted")]
+    names = [*tokens_shown(pair, "clean"), *tokens_shown(pair, "corrupted")]
     widths = sorted(fonts.width(name, _TOKEN_SIZE, bold=True) for name in names)
     room = (_WIDEST - _GUTTER - _RIGHT) / columns
     for widest in (widths[-1], widths[int(0.85 * len(widths))]):
@@ -234,8 +236,9 @@ def _column_width(pair: Mapping[str, Any], columns: int, fonts: Type) -> tuple[f
     return max(0.02, min(0.4, room)), min(_TOKEN_LONGEST, widths[-1]) + 0.12
 
 
-def _head_width(columns: int) -> float:
-    return max(0.02, min(0.6 if columns <= 8 else 0.5, (_WIDEST - _GUTTER - _RIGHT) / columns))
+def _head_width(names: Sequence[str], fonts: Type) -> float:
+    widest = max(fonts.width(name, 7.5) for name in names) + 0.12
+    return max(0.02, min(max(widest, 0.6 if len(names) <= 8 else 0.5), (_WIDEST - _GUTTER - _RIGHT) / len(names)))
 
 
 def _height(sheet: Sheet, above: float, below: int) -> float:
@@ -271,7 +274,7 @@ def _draw_strips(canvas: Canvas, sheet: Sheet, y: float) -> float:
     widths = _line_widths(sheet)
     for run in ("clean", "corrupted"):
         canvas.text(sheet.left - 0.1, y + sheet.strip / 2, run, 8.5, ha="right")
-        tokens = _tokens(sheet.pair, run)
+        tokens = tokens_shown(sheet.pair, run)
         if not sheet.on_tokens:
             marked = [(token, place in differs[run]) for place, token in enumerate(tokens)]
             end = _draw_line(canvas, sheet, y, marked, widths[run])
@@ -311,7 +314,7 @@ def _draw_columns(canvas: Canvas, sheet: Sheet, y: float, tokens: Sequence[str])
 def _line_widths(sheet: Sheet) -> dict[str, list[float]]:
     """Returns the room of each token in a line; the same in both prompts where they are of equal length."""
     each = {
-        run: [sheet.fonts.width(token, _TOKEN_SIZE, bold=True) + 0.05 for token in _tokens(sheet.pair, run)]
+        run: [sheet.fonts.width(token, _TOKEN_SIZE, bold=True) + 0.05 for token in tokens_shown(sheet.pair, run)]
         for run in ("clean", "corrupted")
     }
     if len(each["clean"]) != len(each["corrupted"]):
@@ -357,7 +360,8 @@ def _draw_panels(canvas: Canvas, sheet: Sheet, y: float) -> float:
         _draw_cells(canvas, sheet, panel, x, top)
         _draw_scale(canvas, sheet, x, top, first=number == 0 or not sheet.side_by_side)
     last = sheet.left + (len(sheet.panels) - 1) * (wide + _BESIDE) * sheet.side_by_side
-    _draw_legend(canvas, sheet, last + wide + 0.22, y + head + 0.02)
+    high = min(2.0, max(0.7, sheet.size[1] - 0.04))
+    canvas.scale(last + wide + 0.22, y + head + 0.02, high, sheet.limit, 8)
     return y + step * (1 if sheet.side_by_side else len(sheet.panels))
 
 
@@ -372,13 +376,8 @@ def _draw_cells(canvas: Canvas, sheet: Sheet, panel: Panel, x: float, y: float) 
     axes = canvas.pixels(x, y, sheet.cell, _colours(panel, sheet.limit), gaps=min(sheet.cell) > 0.09)
     still = np.argwhere(panel.codes == _EXACT)
     axes.scatter(still[:, 1] + 0.5, still[:, 0] + 0.5, s=3, color=_INK["edge"], linewidths=0)
-    _hatch(axes, np.argwhere(~np.isfinite(panel.values) & (panel.codes != _EXACT)), fine=min(sheet.cell) > 0.09)
-    if sheet.cell[0] >= 0.33 and sheet.cell[1] >= 0.16:
-        size = min(8.5, 52 * sheet.cell[1])
-        for row, column in np.argwhere(np.abs(np.nan_to_num(panel.values)) >= CELL_LEAST):
-            value = float(panel.values[row, column])
-            look: dict[str, Any] = {"color": text_on(diverging(value / sheet.limit)), "fontsize": size}
-            axes.text(column + 0.5, row + 0.5, cell_number(value), ha="center", va="center_baseline", **look)
+    hatch(axes, np.argwhere(~np.isfinite(panel.values) & (panel.codes != _EXACT)), fine=min(sheet.cell) > 0.09)
+    write_numbers(axes, panel.values, sheet.cell, limit=sheet.limit, largest=8.5)
 
 
 def _colours(panel: Panel, limit: float) -> NDArray[np.uint8]:
@@ -391,27 +390,18 @@ def _colours(panel: Panel, limit: float) -> NDArray[np.uint8]:
     return np.round(pixels).astype(np.uint8)
 
 
-def _hatch(axes: "Axes", cells: NDArray[np.int64], *, fine: bool) -> None:
-    """Draws −45° lines and an outline over cells without a value."""
-    from matplotlib.collections import PatchCollection
-    from matplotlib.patches import Rectangle
-
-    inset = 0.06 if fine else 0.0
-    boxes = [Rectangle((c + inset, r + inset), 1 - 2 * inset, 1 - 2 * inset) for r, c in cells]
-    look: dict[str, Any] = {"facecolor": "none", "edgecolor": _INK["edge"], "linewidth": 0.7 if fine else 0.0}
-    axes.add_collection(PatchCollection(boxes, hatch="\\\\\\", **look))
-
-
 def _draw_scale(canvas: Canvas, sheet: Sheet, x: float, y: float, *, first: bool) -> None:
     """Writes what the rows and columns are."""
     wide, high = sheet.cell
     for row in thinned(len(sheet.rows), high, 0.14) if first else ():
-        canvas.text(x - 0.1, y + (row + 0.5) * high, sheet.rows[row], 8.5, ha="right")
+        shown = sheet.fonts.cut(sheet.rows[row], 8.5, sheet.gutter - 0.1)
+        canvas.text(x - 0.1, y + (row + 0.5) * high, shown, 8.5, ha="right")
     bottom = y + sheet.size[1] + 0.12
     for column in thinned(len(sheet.columns), wide, 0.2 if len(sheet.columns) < 100 else 0.28):
         canvas.text(x + (column + 0.5) * wide, bottom, sheet.columns[column], 7.5, ha="center", color=_INK["ink3"])
     named = " · ".join(sheet.down) if len(sheet.down) > 1 else "" if sheet.on_tokens else sheet.across
-    canvas.text(x - 0.1, bottom, named, 8.5, ha="right")
+    if first:
+        canvas.text(x - 0.1, bottom, named, 8.5, ha="right")
     if sheet.on_tokens:
         _draw_brackets(canvas, sheet, x, bottom + 0.16)
 
@@ -430,16 +420,6 @@ def _draw_brackets(canvas: Canvas, sheet: Sheet, x: float, y: float) -> None:
         canvas.text((x + end) / 2, y + 0.11, words, 7.5, ha="center", color=_INK["ink3"])
     if sheet.across != "src" and len(ends) == 1 and right - sheet.fonts.width(at, 7.5) > end:
         canvas.text(right, y + 0.11, at, 7.5, ha="right", color=_INK["ink3"])
-
-
-def _draw_legend(canvas: Canvas, sheet: Sheet, x: float, y: float) -> None:
-    high = min(2.0, max(0.7, sheet.size[1] - 0.04))
-    steps = np.linspace(1, -1, 201)
-    colours = np.array([[diverging(float(step))] for step in steps], np.uint8)
-    canvas.pixels(x, y, (0.12, high / len(steps)), colours, gaps=False)
-    ends = cell_number(sheet.limit).rstrip("0").rstrip(".") or "1"
-    for share, text in ((0.0, f"+{ends}"), (0.5, "0"), (1.0, f"−{ends}")):
-        canvas.text(x + 0.19, y + share * high, text, 8)
 
 
 def _footing(sheet: Sheet, metric: str, pair: int | None, note: str) -> list[str]:

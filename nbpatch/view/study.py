@@ -10,14 +10,12 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from nbpatch.errors import ResultError
-from nbpatch.prompts import visible
 from nbpatch.result import STATES, Result
-from nbpatch.view.canvas import Canvas, Type, thinned, type_for
-from nbpatch.view.style import CELL_LEAST, TOKENS, cell_number, diverging, readout_number, text_on
-from nbpatch.view.words import question
+from nbpatch.view.canvas import Canvas, Type, hatch, thinned, type_for, write_numbers
+from nbpatch.view.style import TOKENS, diverging, readout_number
+from nbpatch.view.words import question, tokens_shown
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _INK = TOKENS["light"]
@@ -116,7 +114,8 @@ def panels(result: Result, *, title: bool = True) -> "Figure":
         _draw_panel(canvas, sheet, panel, top)
     _draw_columns(canvas, sheet, top + maps - _BETWEEN)
     right = sheet.left + len(result.metrics) * sheet.step[0] - _GAP
-    _draw_legend(canvas, sheet, right + 0.22, top + (0.0 if sheet.one_gap else 0.16))
+    high = min(2.0, max(0.7, sheet.size[1]))
+    canvas.scale(right + 0.22, top + (0.0 if sheet.one_gap else 0.16), high, sheet.limit, 7.5)
     for number, line in enumerate(below):
         canvas.text(_PAD, top + maps + under + 0.18 * number, line, 7.5, color=_INK["ink3"])
     return canvas.figure
@@ -185,10 +184,8 @@ def _row_labels(data: xr.Dataset, down: Sequence[str]) -> tuple[str, ...]:
 
 def _token(result: Result, place: int) -> str:
     """Returns the first pair's clean token at a position, as it is shown."""
-    pair = result.provenance["pairs"][0]
-    if place >= len(pair["clean_tokens"]):
-        return str(place)
-    return "bos" if place == 0 and pair["has_bos"] else visible(pair["clean_tokens"][place])
+    tokens = tokens_shown(result.provenance["pairs"][0], "clean")
+    return tokens[place] if place < len(tokens) else str(place)
 
 
 def _metric_names(sheet: Sheet) -> dict[str, list[str]]:
@@ -264,19 +261,10 @@ def _draw_panel(canvas: Canvas, sheet: Sheet, panel: Panel, top: float) -> None:
     axes.set_label(", ".join((*panel.row, panel.metric)))
     dots = np.argwhere(panel.still)
     axes.scatter(dots[:, 1] + 0.5, dots[:, 0] + 0.5, s=3 if fine else 1, color=_INK["edge"], linewidths=0)
-    _hatch(axes, np.argwhere(~np.isfinite(panel.values) & ~panel.still))
+    hatch(axes, np.argwhere(~np.isfinite(panel.values) & ~panel.still), fine=False)
     if not sheet.one_gap:
         canvas.text(x, y - 0.09, panel.gap, 7, color=_INK["ink3"])
-    if sheet.cell[0] >= 0.33 and sheet.cell[1] >= 0.16:
-        _write_numbers(axes, panel, sheet)
-
-
-def _write_numbers(axes: "Axes", panel: Panel, sheet: Sheet) -> None:
-    size = min(7.5, 52 * sheet.cell[1])
-    for row, column in np.argwhere(np.abs(np.nan_to_num(panel.values)) >= CELL_LEAST):
-        value = float(panel.values[row, column])
-        look: dict[str, Any] = {"color": text_on(diverging(value / sheet.limit)), "fontsize": size}
-        axes.text(column + 0.5, row + 0.5, cell_number(value), ha="center", va="center_baseline", **look)
+    write_numbers(axes, panel.values, sheet.cell, limit=sheet.limit, largest=7.5)
 
 
 def _colours(panel: Panel, limit: float) -> NDArray[np.uint8]:
@@ -285,15 +273,6 @@ def _colours(panel: Panel, limit: float) -> NDArray[np.uint8]:
     pixels = np.array([[diverging(float(share)) for share in row] for row in shares], np.uint8)
     pixels[panel.still | ~np.isfinite(panel.values)] = 255
     return pixels
-
-
-def _hatch(axes: "Axes", cells: NDArray[np.int64]) -> None:
-    from matplotlib.collections import PatchCollection
-    from matplotlib.patches import Rectangle
-
-    boxes = [Rectangle((float(column), float(row)), 1, 1) for row, column in cells]
-    look: dict[str, Any] = {"facecolor": "none", "edgecolor": _INK["edge"], "linewidth": 0.0}
-    axes.add_collection(PatchCollection(boxes, hatch="\\\\\\", **look))
 
 
 def _draw_columns(canvas: Canvas, sheet: Sheet, y: float) -> None:
@@ -309,15 +288,6 @@ def _draw_columns(canvas: Canvas, sheet: Sheet, y: float) -> None:
             else:
                 canvas.text(middle, y + 0.12, sheet.columns[place], _TOKEN_SIZE, ha="center", color=_INK["ink3"])
     canvas.text(sheet.left - 0.08, y + 0.12, sheet.across, 7.5, ha="right")
-
-
-def _draw_legend(canvas: Canvas, sheet: Sheet, x: float, y: float) -> None:
-    high = min(2.0, max(0.7, sheet.size[1]))
-    colours = np.array([[diverging(float(step))] for step in np.linspace(1, -1, 201)], np.uint8)
-    canvas.pixels(x, y, (0.12, high / len(colours)), colours, gaps=False)
-    ends = cell_number(sheet.limit).rstrip("0").rstrip(".") or "1"
-    for share, text in ((0.0, f"+{ends}"), (0.5, "0"), (1.0, f"−{ends}")):
-        canvas.text(x + 0.19, y + share * high, text, 7.5)
 
 
 def _footing(sheet: Sheet) -> list[str]:

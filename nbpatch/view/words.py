@@ -34,6 +34,11 @@ def question(made: Mapping[str, Any], pair: Mapping[str, Any], metric: str) -> t
     behaviour = _behaviour(made, pair, metric).replace(" ", _UNBROKEN)
     noised = made.get("corruption") == "noise"
     corrupted = "noised prompt" if noised else "corrupted prompt"
+    if made.get("kind") == "TE":
+        return f"How much does the corrupted prompt change {behaviour}", "the same for every cell?"
+    if made.get("kind") == "NDE":
+        rest = f"when each one’s {given} is kept as it is on the clean prompt?"
+        return f"Past which {subject} does the corrupted prompt change {behaviour}", rest
     if made["direction"] == "both":
         return (
             f"Which {subject} are sufficient to restore, and which are necessary to keep, {behaviour}?",
@@ -48,6 +53,12 @@ def question(made: Mapping[str, Any], pair: Mapping[str, Any], metric: str) -> t
         asked = "necessary to keep"
         rest = f"when the clean prompt gets their {'noised' if noised else 'corrupted'} {given}?"
     return f"Which {subject} are {asked} {behaviour}", rest
+
+
+def tokens_shown(pair: Mapping[str, Any], run: str) -> list[str]:
+    """Returns a prompt's tokens as they are shown; a first token that every prompt gets is "bos"."""
+    tokens = [visible(token) for token in pair[f"{run}_tokens"]]
+    return ["bos", *tokens[1:]] if pair["has_bos"] else tokens
 
 
 def _subject(made: Mapping[str, Any]) -> str:
@@ -86,10 +97,12 @@ def facts(result: Result, metric: str, pair: int | None) -> str:
     chosen = result.baselines.sel(metric=metric)
     chosen = chosen.mean("pair") if pair is None else chosen.isel(pair=pair)
     label = next((one["label"] or one["name"] for one in made["metrics"] if one["name"] == metric), metric)
-    direction = "both directions" if made["direction"] == "both" else made["direction"]
+    direction = "both directions" if made["direction"] == "both" else made.get("kind", made["direction"])
+    window = 1 if "kinds" in made else made.get("window", 1)
+    together = f", {window} adjacent layers together" if window > 1 else ""
     count = f"{len(pairs)} pair{'s, the first shown' if len(pairs) > 1 else ''}"
     parts = [
-        made["model"]["name"], direction, f"{made['component']} over {' '.join(made['over'])}",
+        made["model"]["name"], direction, f"{made['component']} over {' '.join(made['over'])}{together}",
         f"{label}: clean {readout_number(float(chosen['clean']))}, "
         f"corrupted {readout_number(float(chosen['corrupted']))}",
         f"source: {_SOURCES.get(made.get('corruption', ''), 'other prompt')}",
