@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from nbpatch.corruption import Mean, Noise, Resample, Zero
     from nbpatch.engine import load
     from nbpatch.errors import NbpatchError
+    from nbpatch.graph import Circuit
+    from nbpatch.methods.attribution import attribute
     from nbpatch.methods.companions import attention
     from nbpatch.methods.comparing import agreement, compare, of_corruption, top_cells
+    from nbpatch.methods.eap import eap
     from nbpatch.methods.lens import direct_logit_attribution, logit_lens
     from nbpatch.methods.mediation import mediate, of_kind
     from nbpatch.methods.patching import dry_run, patch, patch_every, patch_sites
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Circuit": "nbpatch.graph",
     "Mean": "nbpatch.corruption",
     "Model": "nbpatch.model",
     "NbpatchError": "nbpatch.errors",
@@ -43,9 +47,11 @@ _HOMES = {
     "Zero": "nbpatch.corruption",
     "agreement": "nbpatch.methods.comparing",
     "attention": "nbpatch.methods.companions",
+    "attribute": "nbpatch.methods.attribution",
     "compare": "nbpatch.methods.comparing",
     "direct_logit_attribution": "nbpatch.methods.lens",
     "dry_run": "nbpatch.methods.patching",
+    "eap": "nbpatch.methods.eap",
     "load": "nbpatch.engine",
     "logit_lens": "nbpatch.methods.lens",
     "mediate": "nbpatch.methods.mediation",
@@ -61,6 +67,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Circuit",
     "Mean",
     "Model",
     "NbpatchError",
@@ -74,9 +81,11 @@ __all__ = [
     "__version__",
     "agreement",
     "attention",
+    "attribute",
     "compare",
     "direct_logit_attribution",
     "dry_run",
+    "eap",
     "load",
     "load_ipython_extension",
     "logit_lens",

@@ -10,6 +10,9 @@ _METHOD = {
     "patch": "Activation patching: one site at a time takes its value from another run.",
     "path_patch": "Direct path patching: one receiver's input gets what one sender writes in another run; the "
     "receiver recomputes with it, everything else reads what it did.",
+    "attribute": "Attribution patching: what a patch would change, estimated from the gradient at the run that is "
+    "changed; nothing was patched but what was verified.",
+    "evaluate": "Circuit evaluation: everything outside the kept edges stands at its ablated value, exactly.",
     "compare": "Activation patching, the same sweep with several metrics, corruptions and directions.",
     "trace": "Causal tracing: a hidden state, or a window of MLP or attention outputs, is restored in the noised run.",
     "mediate": "Causal mediation: total effect of exchanging the prompts, and what of it goes through a mediator "
@@ -29,6 +32,28 @@ _DIRECTION = {
         "and the clean prompt with activations of the corrupted run (noising)."
     ),
 }
+
+
+def write_headline(made: Mapping[str, Any], baselines: xr.Dataset, values: xr.DataArray) -> str:
+    """Returns one line: what was patched, in which direction, and the baselines.
+
+    Args:
+        made: a result's provenance.
+        baselines: `clean` and `corrupted` of its first metric [pair].
+        values: that metric's values, with their unit.
+    """
+    kind = made.get("corruption", "counterfactual")
+    ablated = "" if kind == "counterfactual" else f" ({kind})"
+    how = made.get("kind", "mediation") if made["method"] == "mediate" else made["direction"]
+    estimated = f", estimated ({made['variant']})" if made["method"] == "attribute" else ""
+    unit = values.attrs.get("unit", "")
+    clean, corrupted = (float(baselines[run].mean()) for run in ("clean", "corrupted"))
+    pairs = values.sizes["pair"]
+    return (
+        f"{made['component']} over {' '.join(made['over'])}, {how}{ablated}{estimated}, {made['model']['name']}, "
+        f"{pairs} pair{'s' if pairs != 1 else ''}: "
+        f"{values.name} clean {clean:+.2f}, corrupted {corrupted:+.2f} {unit}".rstrip()
+    )
 
 
 def write_card(
@@ -129,6 +154,10 @@ def _direction(made: Mapping[str, Any]) -> str:
     return text.replace("corrupted prompt", "noised prompt") if made["corruption"] == "noise" else text
 
 
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"
+
+
 def _precision(engine: Mapping[str, Any]) -> str:
     error = engine.get("error_against_float32")
     return "" if error is None else f" Logits are off by up to {error:.1e} from float32."
@@ -137,8 +166,11 @@ def _precision(engine: Mapping[str, Any]) -> str:
 def _engine(engine: Mapping[str, Any]) -> str:
     name = "wave" if "waves" in engine else "forward"
     count = engine[f"{name}s"]
-    inside = f"{count} {name}" if count == 1 else f"{count} {name}s"
+    inside = _counted(count, name)
     why = f" ({engine['reason']})" if engine.get("reason") else ""
+    if "backwards" in engine:
+        both = f"{_counted(engine['forwards'], 'forward')} and {_counted(engine['backwards'], 'backward')}"
+        return f"{engine['name']}, {engine['cells']} cells estimated from {both}.{_precision(engine)}"
     return (
         f"{engine['name']}{why}, {engine['cells']} cells: {engine['run']} runs in {inside}, "
         f"{engine['exact']} exactly the base value by construction.{_precision(engine)}"

@@ -30,6 +30,15 @@ class Display(Protocol):
         ...
 
 
+@runtime_checkable
+class CircuitDisplay(Display, Protocol):
+    """What a circuit can be turned into, beside its notebook display; `nbpatch.view.saved` implements it."""
+
+    def circuit(self, circuit: Any, **options: Any) -> Any:
+        """Returns a matplotlib Figure of the circuit."""
+        ...
+
+
 class Provider(Protocol):
     """Finds the display of a result: another one while its model is there."""
 
@@ -50,3 +59,15 @@ def get(*, live: bool) -> Display:
     if provider is None:
         raise NbpatchError("no view is registered for results.", fix="import nbpatch")
     return provider(live=live)
+
+
+def of_circuits() -> CircuitDisplay:
+    """Returns the display that draws circuits: they stand alone, whether their model is there or not.
+
+    Raises:
+        NbpatchError: nothing that draws circuits is registered.
+    """
+    found = get(live=False)
+    if not isinstance(found, CircuitDisplay):
+        raise NbpatchError("no view is registered for circuits.", seen=repr(found), fix="import nbpatch")
+    return found

@@ -96,6 +96,10 @@ class ResultError(NbpatchError):
     """A question that a result cannot answer, or a file that holds no result."""
 
 
+class CircuitError(NbpatchError):
+    """A question that a circuit cannot answer, or a file that holds no circuit."""
+
+
 class MagicError(NbpatchError):
     """A cell or line magic that cannot be read."""
 

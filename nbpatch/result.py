@@ -15,14 +15,20 @@ import pandas as pd
 import xarray as xr
 
 from nbpatch import display
-from nbpatch.card import write_card
+from nbpatch.card import write_card, write_headline
 from nbpatch.errors import ResultError, suggest
 from nbpatch.files import read_file, write_file
 from nbpatch.frames import written
-from nbpatch.statistics import NO_GAP, bootstrap, overlap, quadrants, rank_correlation, same_sign, sign_flip
+from nbpatch.statistics import NO_GAP, agreed, bootstrap, compared, quadrants, same_sign, sign_flip
 
 SPREAD = "spread_of_"
 """Begins the name of the coordinate that holds a metric's standard deviation over draws."""
+
+VERIFIED = "exact_"
+"""Begins the name of the coordinate that holds m(patched) of the cells of an estimate that were run exactly as well."""
+
+BESIDE = (SPREAD, VERIFIED)
+"""Begin the names of coordinates that stand beside a metric's values, one number each."""
 
 STATES: tuple[str, ...] = ("measured", "exact", "not run", "no position", "failed", "no causal path")
 """What a cell's `state` means: measured; the base value by construction, never run; the others are NaN."""
@@ -217,11 +223,39 @@ class Result:
         effects = {name: self.effect(name).to_numpy().ravel() for name in self.metrics}
         rows: list[dict[str, Any]] = []
         for one, other in itertools.combinations(self.metrics, 2):
-            there = np.isfinite(effects[one]) & np.isfinite(effects[other])
-            left, right = effects[one][there], effects[other][there]
-            agreed = (rank_correlation(left, right), overlap(left, right, k)) if there.any() else (np.nan, np.nan)
-            rows.append({"metric": one, "other": other, "rank_correlation": agreed[0], "top_overlap": agreed[1]})
+            correlation, shared, _ = agreed(effects[one], effects[other], k)
+            rows.append({"metric": one, "other": other, "rank_correlation": correlation, "top_overlap": shared})
         return pd.DataFrame(rows)
+
+    def against(self, exact: "Result | None" = None, metric: str | None = None, *, k: int = 10) -> xr.Dataset:
+        """Returns how far these effects, estimates mostly, are from exact ones.
+
+        Variables, with the dims of `effect`: `estimate` and `exact`; NaN where there is none. Attributes: `r2`, of
+        taking the estimate for the exact effect (1 − squared errors / squared deviations from the mean),
+        `rank_correlation` (Spearman), and `top_recall`, the share of the k strongest that both have.
+
+        Args:
+            exact: the same sweep run by `nbp.patch`. None: the cells that `nbp.attribute(…, verify=k)` ran exactly.
+
+        Raises:
+            ResultError: another sweep, or nothing was verified.
+        """
+        name = self._metric(metric)
+        estimate = self.effect(name)
+        if exact is None and VERIFIED + name not in self.data.coords:
+            fix = "nbp.attribute(…, verify=20), or result.against(nbp.patch(…))"
+            raise ResultError("no cell was run exactly.", where="against", fix=fix)
+        found = self._verified(name) if exact is None else exact.effect(name)
+        if found.sizes != estimate.sizes:
+            seen = f"{dict(found.sizes)} against {dict(estimate.sizes)}"
+            raise ResultError("that is another sweep.", where="against", seen=seen, fix="the same axes and directions")
+        made = {"unit": self.data[name].attrs.get("unit", ""), "label": self.data[name].attrs.get("label", name)}
+        return compared(estimate, found.transpose(*estimate.dims), k).assign_attrs(made)
+
+    def _verified(self, name: str) -> xr.DataArray:
+        """Returns the exact effect of the cells that were verified, NaN elsewhere."""
+        exact = self._values(name).copy(data=self.data.coords[VERIFIED + name].to_numpy())
+        return (exact - self._base(name)).mean("pair")
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -420,19 +454,8 @@ class Result:
 
     def headline(self) -> str:
         """Returns one line: what was patched, in which direction, and the baselines."""
-        made = self.provenance
         name = self.metrics[0]
-        kind = made.get("corruption", "counterfactual")
-        ablated = "" if kind == "counterfactual" else f" ({kind})"
-        how = made.get("kind", "mediation") if made["method"] == "mediate" else made["direction"]
-        unit = self.data[name].attrs.get("unit", "")
-        clean, corrupted = (float(self.baselines[run].sel(metric=name).mean()) for run in ("clean", "corrupted"))
-        pairs = self.data.sizes["pair"]
-        return (
-            f"{made['component']} over {' '.join(self.over)}, {how}{ablated}, {made['model']['name']}, "
-            f"{pairs} pair{'s' if pairs != 1 else ''}: "
-            f"{name} clean {clean:+.2f}, corrupted {corrupted:+.2f} {unit}".rstrip()
-        )
+        return write_headline(self.provenance, self.baselines.sel(metric=name), self.data[name])
 
     def _metric(self, metric: str | None) -> str:
         if self.provenance.get("method") == "attention":
@@ -447,7 +470,7 @@ class Result:
 
     def _values(self, metric: str | None) -> xr.DataArray:
         values = self.data[self._metric(metric)]
-        return values.drop_vars([one for one in values.coords if one == "state" or str(one).startswith(SPREAD)])
+        return values.drop_vars([one for one in values.coords if one == "state" or str(one).startswith(BESIDE)])
 
     def _base(self, metric: str | None) -> xr.DataArray:
         """Returns m(base) [pair], or [direction pair] when both directions were run."""

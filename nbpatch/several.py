@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from nbpatch.result import SPREAD, STATES, Result
+from nbpatch.result import BESIDE, STATES, Result
 
 _OWN = ("component", "component_label", "engine")
 """What of the provenance belongs to one component."""
@@ -50,7 +50,7 @@ def _joined(results: Sequence[Result], names: Sequence[str], labels: Sequence[An
     dims = tuple(str(dim) for dim in example["state"].dims)
     axis = dims.index("head") if "head" in dims else 0
     shape = [len(labels) if dim == "head" else example.sizes[dim] for dim in dims]
-    spreads = [str(name) for name in example.coords if str(name).startswith(SPREAD)]
+    spreads = [str(name) for name in example.coords if str(name).startswith(BESIDE)]
     values = {name: np.full((len(results), *shape), np.nan) for name in (*results[0].metrics, *spreads)}
     state = np.full((len(results), *shape), _NO_POSITION, np.int8)
     for number, one in enumerate(results):

@@ -173,6 +173,22 @@ def parse_over(component: str, over: str | Sequence[str] | None) -> tuple[str, .
     return tuple(axis for axis in axes if axis in names)
 
 
+def parse_sweep(sweep: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Reads "z q over layer head" as components and their axes; without axes, the usual ones, which must be the same.
+
+    Raises:
+        SiteError: no component, an unknown one, or an axis that it does not have.
+    """
+    words, named, over = (part.strip() for part in sweep.partition(" over "))
+    names = tuple(words.replace(",", " ").split())
+    axes = [parse_over(name, over if named else None) for name in names]
+    if not names or len(set(axes)) > 1:
+        seen = "; ".join(f"{name}: {' '.join(one)}" for name, one in zip(names, axes, strict=True))
+        what = "components of one sweep need the same axes." if names else "no component named."
+        raise SiteError(what, where=f"sites={sweep!r}", seen=seen, fix='"z mlp_out over layer pos"')
+    return names, axes[0]
+
+
 def _axis_hint(component: str, name: str, axes: tuple[str, ...]) -> str:
     if component == "pattern" and name == "pos":
         return '"dest" (the position that looks) or "src" (the position looked at)'

@@ -4,6 +4,7 @@ import itertools
 from typing import Any, TypeAlias
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -105,6 +106,30 @@ def overlap(one: Floats, other: Floats, k: int) -> float:
     k = min(k, len(one))
     strongest = [set(np.argsort(-np.abs(values), kind="stable")[:k].tolist()) for values in (one, other)]
     return len(strongest[0] & strongest[1]) / k
+
+
+def agreed(one: Floats, other: Floats, k: int) -> tuple[float, float, int]:
+    """Returns how far two sets of effects agree: rank correlation, overlap of the k strongest, cells that both have."""
+    there = np.isfinite(one) & np.isfinite(other)
+    left, right = one[there], other[there]
+    found = (rank_correlation(left, right), overlap(left, right, k)) if there.any() else (np.nan, np.nan)
+    return (*found, int(there.sum()))
+
+
+def explained(estimate: Floats, exact: Floats) -> float:
+    """Returns R² of taking estimates for exact values; NaN where all exact ones are the same."""
+    there = np.isfinite(estimate) & np.isfinite(exact)
+    off, spread = (exact - estimate)[there], (exact - exact[there].mean() if there.any() else exact)[there]
+    total = float(spread @ spread)
+    return 1 - float(off @ off) / total if total > 0 else float("nan")
+
+
+def compared(estimate: xr.DataArray, exact: xr.DataArray, k: int) -> xr.Dataset:
+    """Returns two sets of effects with the same dims side by side, and how far they agree as attributes."""
+    both = estimate.to_numpy(), exact.to_numpy()
+    correlation, shared, _ = agreed(both[0].ravel(), both[1].ravel(), k)
+    numbers = {"r2": explained(*both), "rank_correlation": correlation, "top_recall": shared, "k": k}
+    return xr.Dataset({"estimate": estimate, "exact": estimate.copy(data=both[1])}, attrs=numbers)
 
 
 def quadrants(sufficiency: Floats, necessity: Floats, threshold: float) -> NDArray[Any]:

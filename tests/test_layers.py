@@ -23,6 +23,7 @@ ROWS: dict[str, float] = {
     "nbpatch.corruption": 1.5,
     "nbpatch.result": 1,
     "nbpatch.metrics": 2,
+    "nbpatch.edges": 1.5,
     "nbpatch.graph": 2,
     "nbpatch.tasks": 2,
     "nbpatch.plan": 3,

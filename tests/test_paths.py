@@ -192,7 +192,7 @@ def test_law_all_senders_together_into_the_logits_are_the_source_run(texts, fami
         change, base = changes(model, pair, senders)
         together = together + change
     final = base.traced.out[1, base.plan.tokenized[0].clean_end] + together
-    logits = unembedded(base.parts, base.traced, final[None], None)[0]
+    logits = unembedded(base.parts, base.traced.returns, final[None], None)[0]
     np.testing.assert_allclose(logits, base.traced.logits[0], atol=TOLERANCE)
 
 

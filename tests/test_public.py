@@ -46,12 +46,34 @@ def test_unknown_name_is_an_attribute_error():
         _ = nbpatch.pach
 
 
-@pytest.mark.parametrize("name", ["patch", "patch_every", "attention"])
+def takes_a_model(name):
+    """Whether a public name is a method: a function whose first parameter is a model."""
+    thing = getattr(nbpatch, name)
+    return inspect.isfunction(thing) and next(iter(inspect.signature(thing).parameters), "") == "model"
+
+
+METHODS = [name for name in OBJECTS if takes_a_model(name)]
+ABOUT = {"trace": "facts"}
+"""What a method takes behind the model where that is no pairs."""
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_methods_take_model_and_pairs_first_and_at_most_eight(name):
     parameters = list(inspect.signature(getattr(nbpatch, name)).parameters.values())
-    assert [p.name for p in parameters[:2]] == ["model", "pairs"]
+    assert [p.name for p in parameters[:2]] == ["model", ABOUT.get(name, "pairs")]
     assert len(parameters) <= 8
     assert not [p for p in parameters if isinstance(p.default, bool) and p.kind is not p.KEYWORD_ONLY]
+
+
+def test_the_methods_are_found_without_being_named():
+    """Public functions that take no model, or make one, are known; any other has to take it first."""
+    others = {
+        "agreement", "load", "load_ipython_extension", "of_corruption", "of_kind", "read", "top_cells",
+        "unload_ipython_extension",
+    }  # fmt: skip
+    functions = {name for name in OBJECTS if inspect.isfunction(getattr(nbpatch, name))}
+    assert functions - set(METHODS) == others
+    assert set(ABOUT) < set(METHODS)
 
 
 def test_no_public_name_is_also_a_module():

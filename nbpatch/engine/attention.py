@@ -43,10 +43,13 @@ def _mask(*args: Any, **options: Any) -> Any:
 
 
 @contextmanager
-def attending(parts: Parts, attend: Attend) -> Generator[None]:
+def attending(parts: Parts, attend: Attend, *, in_place: bool = True) -> Generator[None]:
     """Lets `attend` compute the attention of a model, in this thread, until the block ends.
 
     The configuration's attention name is process-wide state: it is switched under a lock and always switched back.
+
+    Args:
+        in_place: whether activations may write over what goes into them; a way back from a metric needs it.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -60,7 +63,7 @@ def attending(parts: Parts, attend: Attend) -> Generator[None]:
         for config in parts.configs:
             undo.callback(setattr, config, "_attn_implementation_internal", config._attn_implementation_internal)
             config._attn_implementation_internal = NAME
-        for activation in parts.tanh_gelus:
+        for activation in parts.tanh_gelus if in_place else ():
             undo.enter_context(replaced(activation, "forward", _gelu))
         for block in parts.blocks:
             inner = inner_attention(block.attention)

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nbpatch.engine.additive import scales_of
 from nbpatch.engine.attention import Keys, Queries, Values, all_replaced, attend_as_family, attending
 from nbpatch.engine.base import BaseRuns
 from nbpatch.engine.edge_plan import EdgePlan, edge_rows
@@ -23,7 +24,6 @@ from nbpatch.engine.frontier import Frontier, room_for
 from nbpatch.engine.memory import Room
 from nbpatch.engine.packing import rectangles
 from nbpatch.engine.rows import Ints, Rows, waves
-from nbpatch.engine.selftest import TOLERANCE
 from nbpatch.engine.shims import Shim, Stopped, at_positions
 from nbpatch.engine.table import Filled
 from nbpatch.engine.trace import Layer, Trace, trace
@@ -68,7 +68,9 @@ class Edges(Frontier):
         with self.model.lock:
             traced = trace(self.parts, prompts, device=self.model.device, max_tokens=self.max_tokens, keep=self._kept)
             traced.passing = self.room.passing
-            self.scales = sender_scales(self.plan.senders, self.parts, traced)
+            self.scales, why = scales_of(self.model, self.parts, self.plan.senders)
+        if why:
+            raise _refused(self.plan.senders, why)
         self.traced = traced
         self.flops += self.parts.flops_per_token * sum(map(len, prompts))
         return self._based_on(traced.logits.float().cpu())
@@ -337,46 +339,10 @@ def vectors_of_runs(values: Float[Tensor, "run pos d"], runs: Ints) -> Float[Ten
     return values[indexed(runs, values)]
 
 
-# -- what senders add to the stream
-
-
-@torch.no_grad()
-def sender_scales(senders: str, parts: Parts, traced: Trace) -> list[float]:
-    """Returns, per layer, by how much the block multiplies what attention (or its MLP) writes: 1, except in Granite.
-
-    Raises:
-        SiteError: the block's output is not its input plus both, or heads do not add up to what attention writes.
-    """
-    if senders == "embed":
-        return []
-    return [_scale(senders, number, parts, traced) for number in range(len(parts.blocks))]
-
-
-def _scale(senders: str, number: int, parts: Parts, traced: Trace) -> float:
-    """Returns the factor, fitted on the first two runs."""
-    seen, block = traced.layers[number], parts.blocks[number]
-    allowed = TOLERANCE.get(traced.out.dtype, 1e-4)
-    attn, mlp = present(seen.attn_out)[:2], present(seen.mlp_out)[:2]
-    both = torch.stack([attn.double().flatten(), mlp.double().flatten()], 1).cpu()
-    added = (traced.pre(number + 1)[:2].double() - seen.pre[:2].double()).flatten().cpu()
-    factors = torch.linalg.lstsq(both, added[:, None]).solution[:, 0]
-    if float((both @ factors - added).norm()) > allowed * float(added.norm()):
-        raise _refused(senders, number, "the block adds more to the residual stream than attention and MLP write")
-    if senders == "z":
-        project: Any = block.project
-        written = project(present(seen.z)[:2])
-        lengths = traced.lengths[:2].tolist()
-        off = max(float((written[i, :n] - attn[i, :n]).norm()) for i, n in enumerate(lengths))
-        if off > allowed * float(attn.norm()):
-            raise _refused(senders, number, "a norm or a scale of all heads together stands behind their projection")
-    factor = float(factors[0 if senders == "z" else 1])
-    return 1.0 if abs(factor - 1) < allowed else factor
-
-
-def _refused(senders: str, layer: int, why: str) -> SiteError:
+def _refused(senders: str, why: str) -> SiteError:
     return SiteError(
         f"what {senders} adds to the residual stream is not known exactly in this model.",
         where="senders",
-        seen=f"layer {layer}: {why}",
+        seen=why,
         fix='senders="mlp_out" or "embed"' if senders == "z" else 'senders="embed"',
     )

@@ -84,7 +84,7 @@ class Frontier:
                 walk = Walk(wave, self.parts, traced, bucket=self._bucket(), lead=Lead(rows, self.parts, traced, keep))
                 ends = walk.go()
                 self.flops += walk.flops + 2.0 * ends[: len(rows)].shape.numel() * self.model.shape.d_vocab
-                logits[torch.from_numpy(rows.run)] = unembedded(self.parts, traced, ends[: len(rows)]).float().cpu()
+                logits[torch.from_numpy(rows.run)] = self._unembedded(ends[: len(rows)], None)
                 hidden = ends[len(rows) :] if joined else None
             drawn = self._ablated(traced, keep, patterns="pattern" in components) if ablates else []
         self.ready = [(wave, hidden if number == 0 else None) for number, wave in enumerate(cut)]
@@ -132,10 +132,14 @@ class Frontier:
             most = min(_LOGITS, self.room.passing // 4)
             step = len(wave) if self._together() else max(1, most // (4 * width))
             for start in range(0, len(wave), step):
-                logits = unembedded(self.parts, self.traced, hidden[start : start + step], self.columns).float().cpu()
+                logits = self._unembedded(hidden[start : start + step], self.columns)
                 self.flops += 2.0 * logits.numel() * hidden.shape[1]
                 self._look_for_nan(wave.take(slice(start, start + step)), logits)
                 yield from self._by_plan(wave.take(slice(start, start + step)), logits)
+
+    def _unembedded(self, hidden: Tensor, columns: Tensor | None) -> Tensor:
+        returns = self.returns if self.traced is None else self.traced.returns
+        return unembedded(self.parts, returns, hidden, columns).float().cpu()
 
     def _look_for_nan(self, rows: Rows, logits: Tensor) -> None:
         """Finds the layer and the run in which the first NaN appeared, by walking the first broken row again."""

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from nbpatch.engine.finished import finished
 from nbpatch.engine.fit import Fit, fit_of, has_norm
 from nbpatch.engine.frontier import Frontier
 from nbpatch.engine.outcome import results_of
@@ -109,11 +110,12 @@ def drive(
         stopped = True
     seconds = time.perf_counter() - started
     fit = fit_of(model)
-    spent = {"name": engine.name, **engine.spent(), "seconds": round(seconds, 4), **_precision(fit)}
-    return results_of(tables, model, spent, _noticed(model, fit), stopped=stopped, broken=engine.broken)
+    spent = {"name": engine.name, **engine.spent(), "seconds": round(seconds, 4), **precision(fit)}
+    done = [finished(table) for table in tables]
+    return results_of(done, model, spent, noticed(model, fit), stopped=stopped, broken=engine.broken)
 
 
-def _noticed(model: Model, fit: Fit) -> tuple[str, ...]:
+def noticed(model: Model, fit: Fit) -> tuple[str, ...]:
     """Returns, once, that weights or hooks were changed since an earlier run."""
     if not fit.again:
         return ()
@@ -123,7 +125,8 @@ def _noticed(model: Model, fit: Fit) -> tuple[str, ...]:
     )
 
 
-def _precision(fit: Fit) -> dict[str, float]:
+def precision(fit: Fit) -> dict[str, float]:
+    """Returns the largest error against float32, where something rounds coarser."""
     return {} if fit.error is None else {"error_against_float32": fit.error}
 
 

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from torch import Tensor
 
 from nbpatch.engine.describe import describe_model, describe_tokens, describe_versions
-from nbpatch.engine.finished import Finished, finished
+from nbpatch.engine.finished import Finished
 from nbpatch.engine.lint import lint
-from nbpatch.engine.table import Table
 from nbpatch.joint import JointPlan
 from nbpatch.model import Model
 from nbpatch.plan import EXACT, NO_PATH, Plan
+from nbpatch.prompts import TokenizedPair
 from nbpatch.result import SPREAD, Result
 
 
@@ -27,13 +28,13 @@ class Origin:
 
 
 def results_of(
-    tables: Sequence[Table],
+    done: Sequence[Finished],
     model: Model,
     spent: Mapping[str, Any],
     noticed: tuple[str, ...],
     *,
-    stopped: bool,
-    broken: str,
+    stopped: bool = False,
+    broken: str = "",
 ) -> list[Result]:
     """Returns the results of plans that were run together.
 
@@ -42,7 +43,6 @@ def results_of(
         noticed: warnings about the model.
         broken: where the first NaN appeared.
     """
-    done = [finished(table) for table in tables]
     first = done[0]
     metrics = first.plan.metrics
     baselines = xr.Dataset(
@@ -54,7 +54,7 @@ def results_of(
     )
     shared = {
         "model": describe_model(model),
-        "pairs": _describe_pairs(first, model),
+        "pairs": describe_pairs(first.plan.tokenized, first.logits, model),
         "versions": describe_versions(),
     }
     return [
@@ -134,10 +134,12 @@ def _made(one: Finished, spent: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _describe_pairs(done: Finished, model: Model) -> list[dict[str, Any]]:
+def describe_pairs(
+    tokenized: Sequence[TokenizedPair], logits: Mapping[str, Tensor], model: Model
+) -> list[dict[str, Any]]:
     """Returns what the result keeps of each pair, with both base runs' likeliest next tokens."""
-    tops = {run: model.top_tokens(logits) for run, logits in done.logits.items()}
+    tops = {run: model.top_tokens(some) for run, some in logits.items()}
     return [
         {**describe_tokens(one), "clean_top": tops["clean"][number], "corrupted_top": tops["corrupted"][number]}
-        for number, one in enumerate(done.plan.tokenized)
+        for number, one in enumerate(tokenized)
     ]

@@ -50,7 +50,7 @@ def disagreements(parts: Parts, model: Model) -> tuple[dict[str, str], Mapping[i
     scale = float(logits.nan_to_num(0, 0, 0).abs().max())
     test = _Test(parts, model, whole.returns, ids, TOLERANCE.get(model.dtype, 1e-4) * max(1.0, scale))
     base, hidden = test.led(test.lead.take(slice(0)))
-    test.hold("its base run", logits, unembedded(parts, base, hidden))
+    test.hold("its base run", logits, unembedded(parts, base.returns, hidden))
     found = {name: test.compared(name, base) for name in SWEEPABLE}
     if found["resid_pre"]:
         raise Unfit(f"patches of the residual stream: {found['resid_pre']}")
@@ -58,11 +58,14 @@ def disagreements(parts: Parts, model: Model) -> tuple[dict[str, str], Mapping[i
     together = Rows.joined(rows)
     alone = Walk(together, parts, base, bucket=1).go()
     _, led = test.led(together)
-    test.hold("patched runs walked with base runs", unembedded(parts, base, alone), unembedded(parts, base, led[2:]))
+    ends, walked = (unembedded(parts, base.returns, one) for one in (alone, led[2:]))
+    test.hold("patched runs walked with base runs", ends, walked)
     chosen = np.flatnonzero(together.component != COMPONENT_NAMES.index("pattern"))
     over, writes = _written_over(together.take(chosen))
     written = Walk(over, parts, base, writes, bucket=1).go()
-    test.hold("patches written over", unembedded(parts, base, alone[chosen]), unembedded(parts, base, written))
+    test.hold(
+        "patches written over", unembedded(parts, base.returns, alone[chosen]), unembedded(parts, base.returns, written)
+    )
     return found, whole.returns
 
 
@@ -129,7 +132,7 @@ class _Test:
         batch = torch.tensor(self.ids, device=self.model.device)
         if _absent(name, self.parts):
             return "this model has no such place"
-        fast = unembedded(self.parts, base, Walk(self.rows(name, base), self.parts, base, bucket=1).go())
+        fast = unembedded(self.parts, base.returns, Walk(self.rows(name, base), self.parts, base, bucket=1).go())
         worst = 0.0
         for number, (layer, pos) in enumerate(self.places()):
             seen, block = base.layers[layer], self.parts.blocks[layer]

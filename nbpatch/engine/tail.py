@@ -3,6 +3,7 @@
 So the final norm, soft caps and logit scales are the model's own. Only the columns a metric reads are unembedded.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from torch.nn.functional import linear
 
 from nbpatch.engine.attention import all_replaced
 from nbpatch.engine.shims import given_only, passing
-from nbpatch.engine.trace import Trace
 from nbpatch.parts import Parts
 
 _FEW = 8
@@ -20,16 +20,23 @@ _FEW = 8
 
 @torch.no_grad()
 def unembedded(
-    parts: Parts, trace: Trace, hidden: Float[Tensor, "row d_model"], columns: Int[Tensor, "column"] | None = None
+    parts: Parts,
+    returns: Mapping[int, int],
+    hidden: Float[Tensor, "row d_model"],
+    columns: Int[Tensor, "column"] | None = None,
 ) -> Float[Tensor, "row column"]:
-    """Returns the logits of last hidden states, of all tokens or of `columns` only."""
+    """Returns the logits of last hidden states, of all tokens or of `columns` only.
+
+    Args:
+        returns: id of a module → how many values its forward returns.
+    """
     model: Any = parts.model
-    returns = [trace.returns[id(block.module)] for block in parts.blocks]
-    forwards = [given_only(returns[0], hidden[:, None]), *map(passing, returns[1:])]
+    widths = [returns[id(block.module)] for block in parts.blocks]
+    forwards = [given_only(widths[0], hidden[:, None]), *map(passing, widths[1:])]
     methods = [(block.module, forward) for block, forward in zip(parts.blocks, forwards, strict=True)]
     narrowed = False
     if isinstance(parts.unembed, nn.Linear):
-        methods.append((parts.unembed, _narrow(parts.unembed, columns)))
+        methods.append((parts.unembed, narrow(parts.unembed, columns)))
         narrowed = True
     width = model.get_input_embeddings().weight.shape[1]
     empty = hidden.new_zeros(len(hidden), 1, width)
@@ -38,7 +45,8 @@ def unembedded(
     return logits if narrowed or columns is None else logits[:, columns.to(logits.device)]
 
 
-def _narrow(unembed: Any, columns: Tensor | None) -> Any:
+def narrow(unembed: Any, columns: Tensor | None) -> Callable[..., Tensor]:
+    """Returns a forward of an unembedding that gives the logits of some tokens only; None for all."""
     weight, bias = unembed.weight, unembed.bias
     if columns is not None:
         index = columns.to(weight.device)

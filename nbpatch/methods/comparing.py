@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 import xarray as xr
-from numpy.typing import NDArray
 
 from nbpatch.corruption import AnyCorruption, as_corruption
 from nbpatch.errors import PlanError, ResultError, suggest
@@ -19,7 +18,7 @@ from nbpatch.metrics import MetricLike
 from nbpatch.plan import DIRECTIONS
 from nbpatch.prompts import PromptPair
 from nbpatch.result import SPREAD, STATES, Result
-from nbpatch.statistics import overlap, rank_correlation
+from nbpatch.statistics import agreed
 
 Column: TypeAlias = tuple[str, str, str]
 """One way to read the sweep: corruption, direction, metric."""
@@ -100,11 +99,11 @@ def agreement(result: Result, k: int = 10) -> pd.DataFrame:
             seen=f"{', '.join(next(iter(effects)))} only",
             fix='compare(…, metrics=["logit_diff", "kl"])',
         )
-    rows = [
-        {"column": _label(one), "other": _label(other), "differs": _differing(one, other)}
-        | _agreed(effects[one], effects[other], k)
-        for one, other in itertools.combinations(effects, 2)
-    ]
+    rows: list[dict[str, Any]] = []
+    for one, other in itertools.combinations(effects, 2):
+        correlation, shared, cells = agreed(effects[one], effects[other], k)
+        names = {"column": _label(one), "other": _label(other), "differs": _differing(one, other)}
+        rows.append({**names, "rank_correlation": correlation, "top_overlap": shared, "cells": cells})
     return pd.DataFrame(rows)
 
 
@@ -345,13 +344,6 @@ def _label(column: Column) -> str:
 
 def _differing(one: Column, other: Column) -> str:
     return ", ".join(choice for choice, a, b in zip(_CHOICES, one, other, strict=True) if a != b)
-
-
-def _agreed(one: NDArray[np.float64], other: NDArray[np.float64], k: int) -> dict[str, float]:
-    there = np.isfinite(one) & np.isfinite(other)
-    left, right = one[there], other[there]
-    found = (rank_correlation(left, right), overlap(left, right, k)) if there.any() else (np.nan, np.nan)
-    return {"rank_correlation": found[0], "top_overlap": found[1], "cells": int(there.sum())}
 
 
 def _cell_names(cells: xr.DataArray, result: Result) -> list[str]:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from nbpatch.errors import ResultError, suggest
+from nbpatch.graph import Circuit
 from nbpatch.result import Result
-from nbpatch.view import export, observed, payload, plots, scatter, study, tracing
+from nbpatch.view import circuits, export, observed, payload, plots, scatter, study, tracing
 from nbpatch.view.payload import Message
 from nbpatch.view.widgets import PatchWidget
 
@@ -33,13 +34,22 @@ def plot(result: Result, *, kind: str = "map", **options: Any) -> Any:
     return plots.heads(result, **_without_none(options)) if is_attention(result) else plots.plot(result, **options)
 
 
+def circuit(circuit: Circuit, **options: Any) -> Any:
+    """Returns a matplotlib Figure of a circuit: its nodes by layer, and its edges."""
+    return circuits.draw(circuit, **options)
+
+
 def show(result: Result, **options: Any) -> Any:
-    """Returns a widget that shows what was measured and runs nothing; attention with CircuitsVis."""
+    """Returns a widget that shows what was measured and runs nothing; attention with CircuitsVis.
+
+    Raises:
+        ResultError: the widget would say something false of it.
+    """
     if is_attention(result):
         from nbpatch.view.attention import circuitsvis
 
         return circuitsvis(result, **options)
-    _refuse_figure(result, "show")
+    refuse_widget(result, "show")
     result = _indirect(result)
     widget = PatchWidget()
     widget.spec = payload.describe(result, can_run=False, works={})
@@ -49,17 +59,24 @@ def show(result: Result, **options: Any) -> Any:
 
 
 def to_html(result: Result, path: str, *, attention: bool = True) -> Path:
-    """Writes one self-contained HTML page of a result, without attention: that would need the model."""
-    _refuse_figure(result, "to_html")
+    """Writes one self-contained HTML page of a result, without attention: that would need the model.
+
+    Raises:
+        ResultError: the page's widget would say something false of it.
+    """
+    refuse_widget(result, "to_html")
     return export.write(path, [_indirect(result)], None)
 
 
-def mimebundle(result: Result) -> Any:
-    """Returns the notebook display of a result: widget, picture and text."""
+def mimebundle(result: Result | Circuit) -> Any:
+    """Returns the notebook display of a result: widget where it fits, picture and text; the latter two of a circuit."""
+    if isinstance(result, Circuit):
+        picture = base64.b64encode(plots.encoded(circuits.draw(result))).decode("ascii")
+        return {"text/plain": repr(result), "image/png": picture}, {}
     if is_attention(result):
         return {"text/plain": repr(result)}, {}
-    if _method(result) in _FIGURES:
-        picture = base64.b64encode(plots.encoded(_FIGURES[_method(result)](result))).decode("ascii")
+    if picture_only(result):
+        picture = base64.b64encode(plots.encoded(plot(result))).decode("ascii")
         return {"text/plain": repr(result), "image/png": picture}, {}
     return mimebundle_of(show(result), _indirect(result))
 
@@ -75,10 +92,17 @@ def mimebundle_of(widget: PatchWidget, result: Result) -> Any:
 _FIGURES: dict[str, Callable[..., Any]] = {
     "compare": study.panels,
     "direct_logit_attribution": observed.plot,
+    "evaluate": circuits.curve,
     "logit_lens": observed.plot,
     "trace": tracing.plot_trace,
 }
 """What is drawn of methods whose results are no single map."""
+
+_SHOWN = ("patch", "mediate")
+"""The methods the widget has words for."""
+
+_AXES = ("layer", "head", "pos", "dest", "src")
+"""The axes the widget names in its read-out: `place` in js/src/table.ts."""
 
 
 def _method(result: Result) -> str:
@@ -93,11 +117,32 @@ def _indirect(result: Result) -> Result:
     return replace(result, data=result.data.sel(kind="NIE", drop=True), provenance=made)
 
 
-def _refuse_figure(result: Result, where: str) -> None:
-    """Refuses the widget for a result that is no single map."""
-    if _method(result) in _FIGURES:
+def picture_only(result: Result) -> str:
+    """Returns why the widget cannot show a result, in words; "" where it can.
+
+    Its sentence speaks of the other prompt of a pair, and its read-out names one place by the axes it knows.
+    """
+    made, method = result.provenance, _method(result)
+    corruption, window = made.get("corruption", "counterfactual"), made.get("window", 1)
+    unknown = [axis for axis in result.over if axis not in _AXES]
+    if method not in _SHOWN:
+        return f"a result of {method}"
+    if corruption != "counterfactual":
+        return f"corruption {corruption}"
+    if window > 1:
+        return f"windows of {window} layers"
+    if unknown:
+        return f"{'axis' if len(unknown) == 1 else 'axes'} {', '.join(unknown)}"
+    return f"kind {made['kind']} of effect" if made.get("kind", "NIE") != "NIE" else ""
+
+
+def refuse_widget(result: Result, where: str) -> None:
+    """Refuses the widget for a result that only a picture can show."""
+    seen = picture_only(result)
+    if seen:
+        what = "the widget shows single places, patched with values of the other prompt."
         fix = 'nbp.of_corruption(result, "…")' if _method(result) == "compare" else "result.plot()"
-        raise ResultError("the widget shows one map.", where=where, seen=f"a result of {_method(result)}", fix=fix)
+        raise ResultError(what, where=where, seen=seen, fix=fix)
 
 
 def is_attention(result: Result) -> bool:
