@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nbpatch.methods.companions import attention
     from nbpatch.methods.comparing import agreement, compare, of_corruption, top_cells
     from nbpatch.methods.eap import eap
+    from nbpatch.methods.evaluation import evaluate
     from nbpatch.methods.lens import direct_logit_attribution, logit_lens
     from nbpatch.methods.mediation import mediate, of_kind
     from nbpatch.methods.patching import dry_run, patch, patch_every, patch_sites
@@ -52,6 +53,7 @@ _HOMES = {
     "direct_logit_attribution": "nbpatch.methods.lens",
     "dry_run": "nbpatch.methods.patching",
     "eap": "nbpatch.methods.eap",
+    "evaluate": "nbpatch.methods.evaluation",
     "load": "nbpatch.engine",
     "logit_lens": "nbpatch.methods.lens",
     "mediate": "nbpatch.methods.mediation",
@@ -86,6 +88,7 @@ __all__ = [
     "direct_logit_attribution",
     "dry_run",
     "eap",
+    "evaluate",
     "load",
     "load_ipython_extension",
     "logit_lens",

@@ -150,6 +150,8 @@ def _direction(made: Mapping[str, Any]) -> str:
         return f"{_DIRECTION['both']} Effects are against the clean run."
     if made["corruption"] in ("zero", "mean", "resample"):
         return "Noising: sites were changed in the clean run."
+    if made["method"] == "evaluate":
+        return "None: kept edges carry what their senders put out in the clean prompt's run, all others are ablated."
     text = _DIRECTION[made["direction"]]
     return text.replace("corrupted prompt", "noised prompt") if made["corruption"] == "noise" else text
 

@@ -85,6 +85,11 @@ class Plan:
     cost: Cost | None = None
 
     @property
+    def directed(self) -> bool:
+        """Whether the sweep could have been run in the other direction."""
+        return True
+
+    @property
     def both(self) -> bool:
         """Whether the sweep is run in both directions."""
         return len(self.directions) == len(DIRECTIONS)

@@ -1,5 +1,7 @@
 """Whether what heads and MLPs write adds up in the residual stream, and with which factor: found once per model."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +13,18 @@ from nbpatch.model import Model
 from nbpatch.parts import Parts
 
 _LENGTH = 7
+
+
+@dataclass(frozen=True)
+class Additive:
+    """How senders write into the residual stream.
+
+    Attributes:
+        z, mlp_out: per layer, by how much the block multiplies what they write.
+    """
+
+    z: Sequence[float]
+    mlp_out: Sequence[float]
 
 
 def scales_of(model: Model, parts: Parts, senders: str) -> tuple[list[float], str]:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nbpatch.engine.additive import Additive
 from nbpatch.engine.base import BASE, SOURCE, BaseRuns, Group
 from nbpatch.engine.gradients import Differentiated, Gradients, Run, grading
 from nbpatch.engine.owners import matrix_of, owners_of
@@ -33,18 +34,6 @@ _ADDS_UP = 1e-3
 """The share by which heads' gradients may miss what flows back to all of attention: rounding, but no more."""
 
 _SITES = frozenset({"z", "mlp_out", "q", "k", "v", *OWN})
-
-
-@dataclass(frozen=True)
-class Additive:
-    """How senders write into the residual stream.
-
-    Attributes:
-        z, mlp_out: per layer, by how much the block multiplies what they write.
-    """
-
-    z: Sequence[float]
-    mlp_out: Sequence[float]
 
 
 @dataclass(frozen=True)

@@ -5,29 +5,28 @@ queries, keys or values of all heads for all of them. What comes out is handed t
 that a patch can take its values from.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from nbpatch.engine.additive import scales_of
-from nbpatch.engine.attention import Keys, Queries, Values, all_replaced, attend_as_family, attending
+from nbpatch.engine.attention import attend_as_family
 from nbpatch.engine.base import BaseRuns
 from nbpatch.engine.edge_plan import EdgePlan, edge_rows
 from nbpatch.engine.entries import Tokens, indexed, present, vectors
 from nbpatch.engine.frontier import Frontier, room_for
 from nbpatch.engine.memory import Room
 from nbpatch.engine.packing import rectangles
+from nbpatch.engine.receivers import mlp_output, projected
 from nbpatch.engine.rows import Ints, Rows, waves
-from nbpatch.engine.shims import Shim, Stopped, at_positions
 from nbpatch.engine.table import Filled
 from nbpatch.engine.trace import Layer, Trace, trace
-from nbpatch.errors import PatchNotApplied, SiteError
+from nbpatch.errors import SiteError
 from nbpatch.model import Model
 from nbpatch.parts import Parts
 from nbpatch.plan import Plan
@@ -235,22 +234,11 @@ class _Reader:
             PatchNotApplied: the block did not run its MLP, or ran it without what attention wrote.
         """
         block, seen, tokens = self.parts.blocks[layer], self.trace.layers[layer], copies.tokens()
-        hidden = self._input(layer, copies, tokens)
         wrote = vectors(seen.attn_out, copies.run[tokens.owner], tokens.position)
-        returns = self.trace.returns
-        shims = [Shim(block.attention, 0, lambda: wrote, returns[id(block.attention)])]
-        if block.attn_out is not block.attention:
-            shims.append(Shim(block.attn_out, 0, lambda: wrote, returns[id(block.attn_out)]))
-        catch = _Catch(block.mlp_out)
-        module: Any = block.module
-        methods = [*((one.module, one) for one in shims), (block.mlp_out, catch)]
-        with attending(self.parts, _unasked), all_replaced(methods), suppress(Stopped):
-            module(hidden[None], **at_positions(seen.arguments, indexed(tokens.position, hidden)))
-        # Attention comes first in every family but those with parallel blocks, where its place does not matter.
-        if catch.value is None or (block.mid is not None and any(one.calls != 1 for one in shims)):
-            raise PatchNotApplied(f"layer {layer} did not run its MLP on the changed input.", fix="model.describe()")
+        hidden = self._input(layer, copies, tokens)
+        changed = mlp_output(self.parts, self.trace, layer, hidden, wrote, tokens.position)
         self.flops += 2.0 * len(tokens) * block.mlp_weights
-        return _written_over(present(seen.mlp_out), copies, tokens, catch.value.reshape(len(tokens), -1))
+        return _written_over(present(seen.mlp_out), copies, tokens, changed)
 
     def _heads(self, layer: int, copies: Copies) -> Float[Tensor, "copy pos d_z"]:
         """Returns z of all heads, each with its own query, key or value from the changed input."""
@@ -268,23 +256,11 @@ class _Reader:
         return z
 
     def _projected(self, layer: int, hidden: Tensor, tokens: Tokens) -> Float[Tensor, "1 head token d"]:
-        """Returns the queries, keys or values of packed tokens: the block itself, left at its attention."""
-        block, seen = self.parts.blocks[layer], self.trace.layers[layer]
-        asked: list[Tensor] = []
-
-        def keep(
-            module: nn.Module, q: Queries, k: Keys, v: Values, mask: Tensor | None, options: Mapping[str, Any]
-        ) -> Tensor:
-            asked.append({"q": q, "k": k, "v": v}[self.plan.receivers])
-            raise Stopped
-
-        module: Any = block.module
-        with attending(self.parts, keep), suppress(Stopped):
-            module(hidden[None], **at_positions(seen.arguments, indexed(tokens.position, hidden)))
-        if len(asked) != 1:
-            raise PatchNotApplied(f"layer {layer} did not come to its attention.", fix="model.describe()")
+        """Returns the queries, keys or values of packed tokens."""
+        block = self.parts.blocks[layer]
         self.flops += 2.0 * len(tokens) * (block.attention_weights - block.project_weights)
-        return asked[0]
+        asked = projected(self.parts, self.trace, layer, hidden, tokens.position)
+        return asked["qkv".index(self.plan.receivers)][None]
 
     def _attended(
         self, seen: Layer, own: Float[Tensor, "copy head pos d"], run: int, dest: int, n: int
@@ -297,25 +273,6 @@ class _Reader:
         values[name] = torch.cat([before, own], dim=2)
         mask = seen.mask[..., dest:n, :n]
         return attend_as_family(seen.module, values["q"], values["k"], values["v"], mask, seen.options).flatten(2)
-
-
-class _Catch:
-    """A stand-in for a module's forward that keeps what the module puts out and leaves the block."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.forward = module.forward
-        self.value: Tensor | None = None
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        out = self.forward(*args, **kwargs)
-        self.value = out[0] if isinstance(out, tuple) else out
-        raise Stopped
-
-
-def _unasked(
-    module: nn.Module, q: Queries, k: Keys, v: Values, mask: Tensor | None, options: Mapping[str, Any]
-) -> Tensor:
-    raise PatchNotApplied("attention was computed where it should have been given.", fix="model.describe()")
 
 
 def _written_over(values: Tensor, copies: Copies, tokens: Tokens, changed: Tensor) -> Float[Tensor, "copy pos d"]:

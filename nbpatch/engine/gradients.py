@@ -207,7 +207,7 @@ def check_gradients(metrics: Sequence[Metric], directions: Sequence[str], method
     """
     if "noising" in directions and method in ("atp", "atp*", "eap") and any(one.name == "kl" for one in metrics):
         raise MetricError(
-            "−KL from the clean run has no gradient at the clean run: it is at its maximum there.",
+            "the gradient of −KL from the clean run is zero at the clean run: it is at its maximum there.",
             where="metric",
             seen='metric="kl" and noising',
             fix='direction="denoising", metric="logit_diff", or gradients between the runs: '

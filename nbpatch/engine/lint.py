@@ -168,7 +168,7 @@ def _only_probability(one: Finished) -> list[str]:
 
 
 def _one_direction(one: Finished) -> list[str]:
-    if one.plan.both:
+    if one.plan.both or not one.plan.directed:
         return []
     if one.plan.corruption.ablates:
         return ["One direction only. An ablation misses parts that a backup can replace. Denoise from another prompt."]

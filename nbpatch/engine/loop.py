@@ -1,16 +1,18 @@
 """The contents page of a run: base runs, waves, measuring, progress, stopping, the result."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any, Protocol
 
+from nbpatch.engine.base import BaseRuns
 from nbpatch.engine.finished import finished
 from nbpatch.engine.fit import Fit, fit_of, has_norm
 from nbpatch.engine.frontier import Frontier
 from nbpatch.engine.outcome import results_of
 from nbpatch.engine.replay import Replay
 from nbpatch.engine.rows import why_not
-from nbpatch.engine.table import Progress, Table
+from nbpatch.engine.table import Filled, Progress, Table
 from nbpatch.model import Model
 from nbpatch.plan import Plan
 from nbpatch.result import Result
@@ -27,6 +29,25 @@ def ignore(progress: Progress) -> None:
 def never() -> bool:
     """The stop callback that never stops a run."""
     return False
+
+
+class Engine(Protocol):
+    """What makes the runs of some plans."""
+
+    name: str
+    broken: str
+
+    def trace(self, *, alone: bool = False) -> BaseRuns:
+        """Makes the base runs; by themselves, where nothing else is to be run with them."""
+        ...
+
+    def waves(self) -> Iterator[Callable[[], Iterator[tuple[int, Filled]]]]:
+        """Yields what makes the runs of one wave: pairs of a plan's number and its runs."""
+        ...
+
+    def spent(self) -> dict[str, Any]:
+        """Returns what the runs took."""
+        ...
 
 
 def run(
@@ -86,7 +107,7 @@ def _counting(on_progress: Callable[[Progress], None], done: int, total: int) ->
 
 
 def drive(
-    engine: Frontier | Replay,
+    engine: Engine,
     plans: Sequence[Plan],
     model: Model,
     *,

@@ -92,7 +92,7 @@ def _fixed(name: str, layer: int, sites: Sites, *, whole: bool) -> Float[Tensor,
     Args:
         whole: whether a cell patches all positions: all keys are then changed together, and stand at position 0.
     """
-    q, k = (sites.slopes[one, layer] for one in ("q", "k"))
+    q, k = (_aligned(sites.slopes[one, layer], sites.places) for one in ("q", "k"))
     v, pattern = sites.slopes["v", layer], sites.slopes["pattern", layer]
     asked = sites.asked[layer]
 
@@ -103,7 +103,7 @@ def _fixed(name: str, layer: int, sites: Sites, *, whole: bool) -> Float[Tensor,
         return ((weights - pattern.base) * pattern.gradient).sum(-1)
 
     if name == "q":
-        return changed(q.source, k.base)
+        return _placed(changed(q.source, k.base), sites.places)
     n_heads, n_kv = sites.heads
     if whole:
         return changed(q.base, k.source).unflatten(1, (n_kv, n_heads // n_kv)).sum((2, 3))[..., None]
@@ -112,4 +112,21 @@ def _fixed(name: str, layer: int, sites: Sites, *, whole: bool) -> Float[Tensor,
         keys = k.base.clone()
         keys[:, position] = k.source[:, position]
         columns.append(changed(q.base, keys).unflatten(1, (n_kv, n_heads // n_kv)).sum((2, 3)))
-    return torch.stack(columns, -1)
+    return _placed(torch.stack(columns, -1), sites.places)
+
+
+def _aligned(slopes: Slopes, places: tuple[Tensor, Tensor] | None) -> Slopes:
+    """Returns them with the source's values where the base run has positions that stand for them, its own elsewhere."""
+    if places is None:
+        return slopes
+    row = torch.arange(len(slopes.base), device=slopes.base.device)[:, None]
+    source = slopes.base.clone()
+    source[row, places[0]] = slopes.source[row, places[1]]
+    return Slopes(slopes.base, source, slopes.gradient)
+
+
+def _placed(scores: Float[Tensor, "pair head pos"], places: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Returns scores of the base run's positions at those that stand for another."""
+    if places is None:
+        return scores
+    return scores.gather(2, places[0][:, None].expand(-1, scores.shape[1], -1))

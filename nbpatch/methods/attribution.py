@@ -81,8 +81,8 @@ def attribute(
     named = [(component, axes) for components, axes in swept for component in components]
     plans = [_plan(ready, fit, tokenized, one, direction, metrics) for one in _same_axes(named)]
     check_gradients(metrics, plans[0].directions, method)
-    if method != "atp":
-        _refuse_unequal(tokenized, method, [plan.component for plan in plans])
+    if method == "ig":
+        _refuse_unequal(tokenized)
     if fit.parts is None:
         raise LookupError("a model without parts was let through")
     done, spent = Estimate(plans, ready, fit.parts, fit.returns, method=method, steps=steps).run()
@@ -158,13 +158,11 @@ def _hidden(component: str) -> str:
     return "scores are seen by hooks only" if component == "scores" else ""
 
 
-def _refuse_unequal(tokenized: Sequence[TokenizedPair], method: str, components: Sequence[str]) -> None:
-    if method == "atp*" and not {acting(name) for name in components} & {"q", "k"}:
-        return
+def _refuse_unequal(tokenized: Sequence[TokenizedPair]) -> None:
     for number, one in enumerate(tokenized):
         if one.aligned != tuple((i, i) for i in range(len(one.corrupted_ids))):
             raise PlanError(
-                f"{method} needs prompts of equal length: both runs meet position by position.",
+                "ig needs prompts of equal length: both runs' embeddings meet position by position.",
                 where=f"pair {number + 1} of {len(tokenized)}",
                 seen=f"{len(one.clean_ids)} and {len(one.corrupted_ids)} tokens",
                 fix='method="atp"',

@@ -5,20 +5,19 @@ from typing import Any
 
 import numpy as np
 
-from nbpatch.engine.additive import scales_of
 from nbpatch.engine.base import BaseRuns
 from nbpatch.engine.describe import describe_model, describe_versions
-from nbpatch.engine.edge_scores import Additive, EdgeScores, Way
+from nbpatch.engine.edge_scores import EdgeScores, Way
 from nbpatch.engine.fit import fit_of
 from nbpatch.engine.gradients import Differentiated, check_gradients
+from nbpatch.engine.graphs import graph_of, refuse_unequal
 from nbpatch.engine.loop import noticed
 from nbpatch.engine.outcome import describe_pairs
 from nbpatch.engine.table import baselines_of
-from nbpatch.errors import MetricError, PlanError, SiteError, suggest
-from nbpatch.graph import Circuit, Graph
+from nbpatch.errors import MetricError, PlanError, suggest
+from nbpatch.graph import Circuit
 from nbpatch.metrics import Metric, MetricLike, as_metrics, check_wrong
 from nbpatch.model import Model, load
-from nbpatch.parts import Parts
 from nbpatch.plan import DIRECTIONS, Direction
 from nbpatch.prompts import PromptPair, TokenizedPair
 
@@ -92,39 +91,6 @@ def eap(
     return Circuit(graph, scores, np.isfinite(scores), tuple(tokens), made, warnings)
 
 
-def graph_of(model: Model) -> tuple[Parts, Graph, Additive]:
-    """Returns a model's parts, its graph of edges, and how senders write into the stream.
-
-    Raises:
-        SiteError: there is no such graph, with the reason.
-    """
-    fit = fit_of(model)
-    works = [fit.works.get(name, "") for name in ("z", "q", "k", "v", "mlp_out", "resid_pre")]
-    reason = fit.reason or next((why for why in works if why), "")
-    if model.engine != "auto":
-        reason = reason or f"model.engine is {model.engine!r}"
-    if fit.parts is None or reason:
-        raise _no_graph(model, reason)
-    scales: dict[str, list[float]] = {}
-    for senders in ("z", "mlp_out"):
-        scales[senders], why = scales_of(model, fit.parts, senders)
-        if why:
-            raise _no_graph(model, why)
-    shape = model.shape
-    parallel = tuple(block.mid is None for block in fit.parts.blocks)
-    graph = Graph(shape.n_layers, shape.n_heads, shape.n_kv_heads, parallel)
-    return fit.parts, graph, Additive(scales["z"], scales["mlp_out"])
-
-
-def _no_graph(model: Model, why: str) -> SiteError:
-    return SiteError(
-        f"{model.name} has no graph of edges: what its parts write does not add up in the residual stream.",
-        where="model",
-        seen=why,
-        fix='nbp.attribute(model, pairs, "z") estimates its heads, nbp.patch runs them',
-    )
-
-
 def _check(method: str, direction: str, steps: object) -> None:
     if method not in METHODS:
         raise PlanError(f"no method {method!r}.", where="method", fix=suggest(method, METHODS))
@@ -141,22 +107,6 @@ def _one_metric(metric: MetricLike) -> Metric:
         fix = f'metric="{first.name}"'
         raise MetricError("an edge has one score, so one metric.", where="metric", seen=seen, fix=fix)
     return first
-
-
-def refuse_unequal(tokenized: Sequence[TokenizedPair]) -> None:
-    """Refuses pairs whose positions do not meet.
-
-    Raises:
-        PlanError: prompts of unequal length, or alignment of positions with others.
-    """
-    for number, one in enumerate(tokenized):
-        if one.aligned != tuple((i, i) for i in range(len(one.corrupted_ids))):
-            raise PlanError(
-                "edges need prompts of equal length: a sender's change is added position by position.",
-                where=f"pair {number + 1} of {len(tokenized)}",
-                seen=f"{len(one.clean_ids)} and {len(one.corrupted_ids)} tokens",
-                fix="two prompts with the same number of tokens",
-            )
 
 
 def _refuse_lengths(tokenized: Sequence[TokenizedPair]) -> None:

@@ -1,0 +1,60 @@
+"""The graph of edges that a model has, where what its parts write adds up; and the pairs that edges can be tried on."""
+
+from collections.abc import Sequence
+
+from nbpatch.engine.additive import Additive, scales_of
+from nbpatch.engine.fit import fit_of
+from nbpatch.errors import PlanError, SiteError
+from nbpatch.graph import Graph
+from nbpatch.model import Model
+from nbpatch.parts import Parts
+from nbpatch.prompts import TokenizedPair
+
+
+def graph_of(model: Model) -> tuple[Parts, Graph, Additive]:
+    """Returns a model's parts, its graph of edges, and how senders write into the stream.
+
+    Raises:
+        SiteError: there is no such graph, with the reason.
+    """
+    fit = fit_of(model)
+    works = [fit.works.get(name, "") for name in ("z", "q", "k", "v", "mlp_out", "resid_pre")]
+    reason = fit.reason or next((why for why in works if why), "")
+    if model.engine != "auto":
+        reason = reason or f"model.engine is {model.engine!r}"
+    if fit.parts is None or reason:
+        raise _no_graph(model, reason)
+    scales: dict[str, list[float]] = {}
+    for senders in ("z", "mlp_out"):
+        scales[senders], why = scales_of(model, fit.parts, senders)
+        if why:
+            raise _no_graph(model, why)
+    shape = model.shape
+    parallel = tuple(block.mid is None for block in fit.parts.blocks)
+    graph = Graph(shape.n_layers, shape.n_heads, shape.n_kv_heads, parallel)
+    return fit.parts, graph, Additive(scales["z"], scales["mlp_out"])
+
+
+def _no_graph(model: Model, why: str) -> SiteError:
+    return SiteError(
+        f"{model.name} has no graph of edges: what its parts write does not add up in the residual stream.",
+        where="model",
+        seen=why,
+        fix='nbp.attribute(model, pairs, "z") estimates its heads, nbp.patch runs them',
+    )
+
+
+def refuse_unequal(tokenized: Sequence[TokenizedPair]) -> None:
+    """Refuses pairs whose positions do not meet.
+
+    Raises:
+        PlanError: prompts of unequal length, or alignment of positions with others.
+    """
+    for number, one in enumerate(tokenized):
+        if one.aligned != tuple((i, i) for i in range(len(one.corrupted_ids))):
+            raise PlanError(
+                "edges need prompts of equal length: a sender's change is added position by position.",
+                where=f"pair {number + 1} of {len(tokenized)}",
+                seen=f"{len(one.clean_ids)} and {len(one.corrupted_ids)} tokens",
+                fix="two prompts with the same number of tokens",
+            )
