@@ -8,8 +8,6 @@ import xarray as xr
 
 _METHOD = {
     "patch": "Activation patching: one site at a time takes its value from another run.",
-    "path_patch": "Direct path patching: one receiver's input gets what one sender writes in another run; the "
-    "receiver recomputes with it, everything else reads what it did.",
     "attribute": "Attribution patching: what a patch would change, estimated from the gradient at the run that is "
     "changed; nothing was patched but what was verified.",
     "evaluate": "Circuit evaluation: everything outside the kept edges stands at its ablated value, exactly.",
@@ -22,6 +20,15 @@ _METHOD = {
     "direct_logit_attribution": "Direct logit attribution: what each part writes, through the final norm with the "
     "run's own scale, onto the answer's direction; nothing was patched.",
     "attention": "Attention patterns of the clean and the corrupted run; nothing was patched.",
+}
+
+_VARIANT = {
+    "direct": "Direct path patching: receivers' inputs get what senders write in another run; the receivers recompute "
+    "with it, everything else reads what it did.",
+    "wang": "Path patching (Wang et al. 2022): receivers' inputs get what senders write in another run, MLPs between "
+    "them recomputed and all other heads frozen; the receivers recompute with it.",
+    "tree": "Path patching in the treeified model (Goldowsky-Dill et al. 2023): another run on the paths from the "
+    "senders through the receivers to the logits, the base run everywhere else.",
 }
 
 _DIRECTION = {
@@ -81,7 +88,8 @@ def _escaped(text: str) -> str:
 def _rows(made: Mapping[str, Any], baselines: xr.Dataset, warnings: Sequence[str]) -> list[tuple[str, str]]:
     """Returns the card's lines: what each is about, and what it says."""
     method = str(made["method"])
-    rows = [("Method", _METHOD.get(method, method))]
+    words = _VARIANT.get(str(made.get("variant")), "") if method == "path_patch" else _METHOD.get(method, method)
+    rows = [("Method", words)]
     rows += [("Model", _model(made["model"])), ("Prompts", _prompts(made["pairs"]))]
     if "component" in made:
         rows += [("Sites", _sites(made)), ("Direction", _direction(made))]

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from oracle_paths import Twin
 
 import nbpatch
-from nbpatch.engine import edges, receivers
+from nbpatch.engine import edges
+from nbpatch.engine import receivers as receiving
 from nbpatch.engine.edge_plan import NO_PATH, RECEIVERS, SENDERS, make_edge_plan
 from nbpatch.engine.fit import fit_of
 from nbpatch.engine.tail import unembedded
@@ -354,7 +355,7 @@ def test_models_that_the_fast_engine_does_not_take_are_refused():
 
 def test_a_query_that_is_not_asked_for_is_an_error(monkeypatch):
     attending = edges.attending
-    monkeypatch.setattr(receivers, "attending", lambda parts, keep: attending(parts, nothing_attended))
+    monkeypatch.setattr(receiving, "attending", lambda parts, keep: attending(parts, nothing_attended))
     with pytest.raises(PatchNotApplied, match="layer 2 did not come to its attention"):
         path_patch(small("gpt2"), PAIR, "z", "q")
 
@@ -364,14 +365,14 @@ def nothing_attended(module, q, k, v, mask, options):
 
 
 def test_an_mlp_that_does_not_read_the_changed_input_is_an_error(monkeypatch):
-    monkeypatch.setattr(receivers, "all_replaced", lambda methods: nullcontext())
+    monkeypatch.setattr(receiving, "all_replaced", lambda methods: nullcontext())
     with pytest.raises(PatchNotApplied, match="attention was computed where it should have been given"):
         path_patch(small("gpt2"), PAIR, "z", "mlp")
 
 
 def test_an_mlp_that_is_not_run_is_an_error(monkeypatch):
     replaced = edges.all_replaced
-    monkeypatch.setattr(receivers, "all_replaced", lambda methods: replaced(methods[:-1]))
+    monkeypatch.setattr(receiving, "all_replaced", lambda methods: replaced(methods[:-1]))
     with pytest.raises(PatchNotApplied, match="did not run its MLP on the changed input"):
         path_patch(small("gpt2"), PAIR, "z", "mlp")
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from nbpatch.engine.base import BaseRuns
 from nbpatch.engine.finished import finished
@@ -31,6 +31,7 @@ def never() -> bool:
     return False
 
 
+@runtime_checkable
 class Engine(Protocol):
     """What makes the runs of some plans."""
 
