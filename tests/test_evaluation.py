@@ -27,11 +27,14 @@ from oracle_circuits import (
     stages,
     writers,
 )
+from test_prompts import untyped
 
 import nbpatch as nbp
 from nbpatch.graph import Circuit, Graph
 from nbpatch.model import Model
 from nbpatch.tokens import encode
+
+__all__ = ["untyped"]
 
 TOLERANCE = 1e-4
 MODELS = ("tiny", "llama")
@@ -435,6 +438,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.usefixtures("untyped")
 @pytest.mark.parametrize(("asked", "words"), REFUSED, ids=lambda value: str(value)[:60])
 def test_what_makes_no_sense_is_refused_with_place_and_way_out(asked, words):
     options = {"pairs": LAST, "circuit": circuit_of("llama", drawn("llama", 0.3, 1)), **asked}

@@ -312,11 +312,11 @@ SHORTER = PromptPair(
     clean=" Mary and John gave", corrupted=" John gave", answer=" to", wrong=" a", align={0: 0, 3: 1, 4: 2}
 )
 REFUSED: list[tuple[dict[str, Any], type[NbpatchError], str]] = [
-    ({"variant": "wang"}, PlanError, "no variant 'wang' yet.\n  in     variant\n  seen   Wang et al. 2022"),
+    ({"variant": "wong"}, PlanError, 'did you mean "wang"?'),
     ({"variant": "dirct"}, PlanError, 'did you mean "direct"?'),
     ({"senders": "mlp"}, SiteError, "no senders 'mlp'.\n  in     senders"),
     ({"receivers": "z"}, SiteError, "one of: q, k, v, mlp, logits"),
-    ({"over": "layer head"}, PlanError, 'over="sender_layer sender_head layer head", in any order'),
+    ({"receivers": "q", "over": "layer head"}, PlanError, 'over="sender_layer sender_head layer head", in any order'),
     ({"direction": "up"}, PlanError, "no direction 'up'."),
     ({"metric": "logit"}, MetricError, "logit_diff"),
     ({"pairs": SHORTER}, PlanError, "prompts of equal length"),
@@ -354,7 +354,7 @@ def test_models_that_the_fast_engine_does_not_take_are_refused():
 
 
 def test_a_query_that_is_not_asked_for_is_an_error(monkeypatch):
-    attending = edges.attending
+    attending = receiving.attending
     monkeypatch.setattr(receiving, "attending", lambda parts, keep: attending(parts, nothing_attended))
     with pytest.raises(PatchNotApplied, match="layer 2 did not come to its attention"):
         path_patch(small("gpt2"), PAIR, "z", "q")
@@ -371,7 +371,7 @@ def test_an_mlp_that_does_not_read_the_changed_input_is_an_error(monkeypatch):
 
 
 def test_an_mlp_that_is_not_run_is_an_error(monkeypatch):
-    replaced = edges.all_replaced
+    replaced = receiving.all_replaced
     monkeypatch.setattr(receiving, "all_replaced", lambda methods: replaced(methods[:-1]))
     with pytest.raises(PatchNotApplied, match="did not run its MLP on the changed input"):
         path_patch(small("gpt2"), PAIR, "z", "mlp")

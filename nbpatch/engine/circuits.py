@@ -272,7 +272,7 @@ class _Wave:
         for some in rows.split(max(1, step // per_input)):
             brought = self._brought(some, inputs, senders)
             row, place = reached[some].nonzero(as_tuple=True)
-            for part in torch.arange(len(row), device=row.device).split(step):
+            for part in torch.arange(len(row), device=row.device).split(step) if len(row) else ():
                 yield some[row[part]], place[part], base[some[row[part]]] + brought[row[part], place[part]]
 
     def _projected(self, layer: int, streams: Float[Tensor, "copy pos d_model"]) -> tuple[Tensor, ...]:

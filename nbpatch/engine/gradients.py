@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nbpatch.engine.base import BASE, RUNS, BaseRuns, Group, answers_of, group_pairs, pad_ids
 from nbpatch.engine.tail import unembedded
-from nbpatch.engine.tape import Key, Tape, record
+from nbpatch.engine.tape import Back, Key, Tape, record
 from nbpatch.errors import MetricError, PlanError
 from nbpatch.metrics import Answers, Metric
 from nbpatch.model import Model
@@ -44,11 +44,6 @@ class Run:
     def logits(self) -> Float[Tensor, "pair column"]:
         """The answer logits, in the graph."""
         return self.tape.logits[self.rows]
-
-    @property
-    def ends(self) -> Float[Tensor, "pair d_model"]:
-        """The last block's output at the answer positions."""
-        return self.tape.ends[self.rows]
 
 
 @contextmanager
@@ -128,28 +123,31 @@ class Gradients:
         for chunk in self.chunks:
             for run in RUNS:
                 with torch.no_grad():
-                    self._learn(chunk, run, self.record(chunk.ids[run]).ends)
+                    self._learn(chunk, (run,), self.record(chunk.ids[run]).ends)
 
-    def both(self, chunk: Group, *, back: bool) -> dict[str, Run]:
+    def both(self, chunk: Group, *, back: bool, first: int = 0) -> dict[str, Run]:
         """Returns both runs of some pairs.
 
         Args:
             back: whether the way back from the runs that are changed is needed.
+            first: the position from which on it is.
         """
         n, ids = len(chunk.pairs), chunk.ids
         graphs = self.bases if back else ()
         few = 2 * ids["clean"].numel() <= FEW
         if ids["clean"].shape == ids["corrupted"].shape and (few or len(graphs) == 2):
+            rows = {run: slice(at * n, at * n + n) for at, run in enumerate(RUNS)}
+            changed = rows[graphs[0]] if len(graphs) == 1 else slice(0, 2 * n)
             with torch.set_grad_enabled(bool(graphs)):
-                tape = self.record(torch.cat([ids[run] for run in RUNS]))
-            found = {run: Run(tape, slice(at * n, at * n + n)) for at, run in enumerate(RUNS)}
+                tape = self.record(torch.cat([ids[run] for run in RUNS]), back=Back(changed, first))
+            found = {run: Run(tape, rows[run]) for run in RUNS}
+            self._learn(chunk, RUNS, tape.ends)
         else:
             found: dict[str, Run] = {}
             for run in RUNS:
                 with torch.set_grad_enabled(run in graphs):
-                    found[run] = Run(self.record(ids[run]), slice(0, n))
-        for run in RUNS:
-            self._learn(chunk, run, found[run].ends)
+                    found[run] = Run(self.record(ids[run], back=Back(slice(0, n), first)), slice(0, n))
+                self._learn(chunk, (run,), found[run].tape.ends)
         return found
 
     def record(self, ids: Tensor, **options: Any) -> Tape:
@@ -158,9 +156,12 @@ class Gradients:
         with self.model.lock:
             return record(self.parts, ids.to(self.model.device), self.sites, columns=self.columns, **options)
 
-    def _learn(self, chunk: Group, run: str, ends: Tensor) -> None:
+    def _learn(self, chunk: Group, runs: Sequence[str], ends: Float[Tensor, "row d_model"]) -> None:
+        """Keeps all answer logits of some runs, one run's pairs behind the other's."""
         with self.model.lock:
-            self.logits[run][list(chunk.pairs)] = unembedded(self.parts, self.returns, ends).float().cpu()
+            logits = unembedded(self.parts, self.returns, ends).float().cpu()
+        for run, mine in zip(runs, logits.split(len(chunk.pairs)), strict=True):
+            self.logits[run][list(chunk.pairs)] = mine
 
     # -- back
 

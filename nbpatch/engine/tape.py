@@ -2,16 +2,19 @@
 
 What is kept are the very tensors that go on, no views of them: a gradient exists only for what the graph passes
 through. Parts that read the same tensor get an alias each, so that what flows back to one can be told from the rest.
+What is known to be zero or is not asked for is not multiplied: `Back`.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
 from nbpatch.engine.attention import (
     Keys,
@@ -41,6 +44,18 @@ class Asked:
     module: nn.Module
     mask: Tensor | None
     options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Back:
+    """What of a forward has a gradient: some runs, from one position on.
+
+    Those of other runs are zero where no metric reads them. Those of earlier positions are left out: under causal
+    attention none of them reaches a later one.
+    """
+
+    runs: slice
+    first: int
 
 
 @dataclass
@@ -98,6 +113,7 @@ def record(
     columns: Int[Tensor, "column"] | None = None,
     start: Float[Tensor, "run pos d_model"] | None = None,
     put: Mapping[Key, Tensor] | None = None,
+    back: Back | None = None,
 ) -> Tape:
     """Runs prompts of one length and keeps what is at some sites, in the graph where gradients are enabled.
 
@@ -106,23 +122,34 @@ def record(
         columns: the tokens whose logits are needed; None for all.
         start: what goes into the first block in the place of the embeddings.
         put: what goes on in the place of "z" or "mlp_out" of a layer [run pos d].
+        back: what of it has a gradient; None for all. Gradients elsewhere are not to be used.
 
     Raises:
         PatchNotApplied: a site was not met exactly once.
     """
     tape = Tape(ids.shape[0], ids.shape[1])
-    return _Recorder(parts, sites, tape, start, dict(put or {})).run(ids, columns)
+    return _Recorder(parts, sites, tape, _Changes(start, dict(put or {}), back)).run(ids, columns)
+
+
+@dataclass(frozen=True)
+class _Changes:
+    """In what a forward is not the model's own: its first value, what goes on elsewhere, and what goes back."""
+
+    start: Tensor | None
+    put: dict[Key, Tensor]
+    back: Back | None
 
 
 class _Recorder:
     """Writes down one forward."""
 
-    def __init__(self, parts: Parts, sites: Set[str], tape: Tape, start: Tensor | None, put: dict[Key, Tensor]) -> None:
+    def __init__(self, parts: Parts, sites: Set[str], tape: Tape, changes: _Changes) -> None:
         self.parts = parts
         self.wanted = sites
         self.tape = tape
-        self.start = start
-        self.put = put
+        self.start = changes.start
+        self.put = changes.put
+        self.back = changes.back if torch.is_grad_enabled() else None
         self.layer = 0
 
     def run(self, ids: Tensor, columns: Tensor | None) -> Tape:
@@ -170,12 +197,28 @@ class _Recorder:
         whole = narrow(unembed, columns) if isinstance(unembed, nn.Linear) else unembed.forward
         with ExitStack() as stack:
             stack.enter_context(replaced(unembed, "forward", lambda hidden: whole(hidden[:, -1:])))
+            for activation in self.parts.tanh_gelus:
+                # One step forward and one back in the place of eight.
+                stack.enter_context(replaced(activation, "forward", partial(gelu, approximate="tanh")))
             for number, block in enumerate(self.parts.blocks):
                 handles = [block.module.register_forward_pre_hook(self._enter(number), with_kwargs=True)]
                 handles += self._outputs(number, block) + self._inputs(block)
                 for handle in handles:
                     stack.callback(handle.remove)
+                for module in block.module.modules() if self.back else ():
+                    if _is_plain(module):
+                        stack.enter_context(replaced(module, "forward", self._partly(module)))
             yield
+
+    def _partly(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        """Returns a forward of a linear module whose way back is that of `back` alone."""
+        whole, shape = module.forward, (self.tape.runs, self.tape.positions)
+
+        def forward(given: Tensor) -> Tensor:
+            # Experts get tokens picked from all runs: which are whose is not known here.
+            return _Partly.apply(given, module, whole, self.back) if given.shape[:-1] == shape else whole(given)
+
+        return forward
 
     def _enter(self, number: int) -> Callable[..., Any]:
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -270,3 +313,38 @@ def _name_of_first(kwargs: Mapping[str, Any]) -> str:
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is an affine map with one weight: torch's own, or GPT-2's, whose weight lies the other way."""
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module multiplies with its weight as it stands: no quantised kind, no forward put in by others."""
+    return "forward" not in module.__dict__ and (type(module) is nn.Linear or type(module).__name__ == "Conv1D")
+
+
+class _Partly(torch.autograd.Function):
+    """A linear module; gradients go back at some runs from one position on, and none to its weights."""
+
+    @staticmethod
+    def forward(ctx: Any, given: Tensor, module: nn.Module, whole: Callable[[Tensor], Tensor], back: Back) -> Tensor:
+        ctx.module, ctx.back, ctx.shape = module, back, given.shape
+        return whole(given)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        runs, first = ctx.back.runs, ctx.back.first
+        found = gradients[0].new_zeros(ctx.shape)
+        found[runs, first:] = _times(ctx.module, gradients[0][runs, first:])
+        return found, None, None, None
+
+
+_FEW = 8
+
+
+def _times(module: Any, gradient: Float[Tensor, "run pos d_out"]) -> Float[Tensor, "run pos d_in"]:
+    """Returns the gradient at what a linear module was given."""
+    weight: Tensor = module.weight.detach()
+    if isinstance(module, nn.Linear):
+        return gradient @ weight
+    if gradient.shape[:-1].numel() > _FEW:
+        return gradient @ weight.T
+    # The same product the other way round: for a few rows it takes half as long.
+    return (weight @ gradient.flatten(0, 1).T).T.unflatten(0, gradient.shape[:2])
