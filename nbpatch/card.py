@@ -56,6 +56,9 @@ def write_headline(made: Mapping[str, Any], baselines: xr.Dataset, values: xr.Da
     unit = values.attrs.get("unit", "")
     clean, corrupted = (float(baselines[run].mean()) for run in ("clean", "corrupted"))
     pairs = values.sizes["pair"]
+    if made["method"] == "evaluate":
+        how = f"all other edges {'as in the corrupted run' if kind == 'counterfactual' else 'ablated'}"
+        made = {**made, "component": "circuits on their own", "over": ["edges"]}
     return (
         f"{made['component']} over {' '.join(made['over'])}, {how}{ablated}{estimated}, {made['model']['name']}, "
         f"{pairs} pair{'s' if pairs != 1 else ''}: "

@@ -30,7 +30,7 @@ def write_file(
         seen = str(target if target.is_dir() else target.parent)
         raise ResultError(what, where="save", seen=seen, fix='result.save("result.nc")')
     head = {"format": _FORMAT, "version": _FORMAT_VERSION, **values}
-    whole = data.assign_attrs(nbpatch=json.dumps(head, default=_plain))
+    whole = data.assign_attrs(nbpatch=json.dumps(head, default=plain))
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
         whole.to_netcdf(unfinished, "w", group="data", engine="h5netcdf")
@@ -76,6 +76,6 @@ def _load(source: Path, group: str) -> xr.Dataset:
         return opened.load()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Returns a NumPy number or array as JSON takes it; anything else by its name."""
     return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else repr(value)

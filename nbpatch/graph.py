@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from nbpatch import display
 from nbpatch.edges import Bools, Edge, Graph, Node, fixed, input_name
 from nbpatch.errors import CircuitError, suggest
+from nbpatch.files import plain
+from nbpatch.frames import digits_of
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -26,7 +28,7 @@ Ints: TypeAlias = NDArray[np.intp]
 
 _FORMAT, _FORMAT_VERSION = "nbpatch-circuit", 1
 _SHOWN = 10
-_METHODS = {"eap": "EAP", "eap-ig": "EAP-IG", "acdc": "ACDC"}
+_METHODS = {"eap": "EAP", "eap-ig": "EAP-IG", "eap-ig-activations": "EAP-IG (activations)", "acdc": "ACDC"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +133,18 @@ class Circuit:
             raise CircuitError(what, where="threshold", seen=f"t={t}", fix=fix)
         scores = np.abs(self.scores) if absolute else self.scores
         return self._with(self.kept & (scores >= t), f"threshold({t}{'' if absolute else ', absolute=False'})")
+
+    def only(self, edges: Iterable[Edge | str]) -> "Circuit":
+        """Returns the circuit of some edges of the graph, such as "m0->a2.3.v"; without a position, at all of them.
+
+        Raises:
+            CircuitError: a text that is no edge of the graph.
+        """
+        kept = np.zeros_like(self.kept)
+        for edge in edges:
+            sender, at, pos = self._place(str(edge))
+            kept[(sender, at) if pos is None else (sender, at, pos)] = True
+        return self._with(kept, "only(…)")
 
     def prune(self) -> "Circuit":
         """Returns the kept edges from which a path of kept edges leads to the logits."""
@@ -278,7 +292,7 @@ class Circuit:
             "provenance": dict(self.provenance), "warnings": list(self.warnings),
             "senders": graph.sender_names, "inputs": graph.input_names,
         }  # fmt: skip
-        whole = json.dumps({**head, "edges": edges}, ensure_ascii=False, default=_plain)
+        whole = json.dumps({**head, "edges": edges}, ensure_ascii=False, default=plain)
         return _write(Path(path).expanduser(), whole)
 
     @classmethod
@@ -327,7 +341,7 @@ class Circuit:
 
     def __repr__(self) -> str:
         edges = self._edges(self._ranked(_SHOWN))
-        digits = _digits([edge.score for edge in edges])
+        digits = digits_of([edge.score for edge in edges])
         names = [str(edge) for edge in edges]
         wide = max(map(len, names), default=0)
         scores = [_signed(edge.score, digits) for edge in edges]
@@ -343,7 +357,7 @@ class Circuit:
     def text(self) -> str:
         """Returns the circuit layer by layer: each receiver on a line, with what each of its inputs reads."""
         flat, graph = self._ranked(), self.graph
-        digits = _digits(self.scores.ravel()[flat].tolist())
+        digits = digits_of(self.scores.ravel()[flat].tolist())
         found: dict[int, list[str]] = {}
         for sender, at, pos, score in self._rows(flat):
             place = "" if pos is None else f"@{pos}"
@@ -435,25 +449,14 @@ def _done(made: Mapping[str, Any], step: str) -> dict[str, Any]:
 
 def _origin(made: Mapping[str, Any]) -> str:
     """Returns the method and the model, as far as they are known."""
-    method, model = str(made.get("method", "")), made.get("model", "")
+    method, model = str(made.get("variant") or made.get("method", "")), made.get("model", "")
     name = str(model.get("name", "") if isinstance(model, Mapping) else model)
     return " on ".join(filter(None, (_METHODS.get(method, method), name)))
-
-
-def _digits(scores: Sequence[float]) -> int:
-    """Returns how many decimals show two figures of the largest of some numbers; two at least, eight at most."""
-    most = max((abs(score) for score in scores if math.isfinite(score)), default=0.0)
-    return min(8, max(2, 1 - math.floor(math.log10(most)))) if most > 0 else 2
 
 
 def _signed(score: float, digits: int) -> str:
     """Returns a score as text, with a sign; nothing where there is none."""
     return "" if math.isnan(score) else f"{score:+.{digits}f}".replace("-", "−")
-
-
-def _plain(value: Any) -> Any:
-    """Returns a NumPy number or array as JSON takes it; anything else by its name."""
-    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else repr(value)
 
 
 def _json_number(value: float) -> float | str | None:

@@ -18,8 +18,8 @@ from nbpatch import display
 from nbpatch.card import write_card, write_headline
 from nbpatch.errors import ResultError, suggest
 from nbpatch.files import read_file, write_file
-from nbpatch.frames import written
-from nbpatch.statistics import NO_GAP, agreed, bootstrap, compared, quadrants, same_sign, sign_flip
+from nbpatch.frames import REASONS, STATES, written
+from nbpatch.statistics import NO_GAP, agreed, bootstrap, compared, quadrants, ratio_of_means, same_sign, sign_flip
 
 SPREAD = "spread_of_"
 """Begins the name of the coordinate that holds a metric's standard deviation over draws."""
@@ -29,18 +29,6 @@ VERIFIED = "exact_"
 
 BESIDE = (SPREAD, VERIFIED)
 """Begin the names of coordinates that stand beside a metric's values, one number each."""
-
-STATES: tuple[str, ...] = ("measured", "exact", "not run", "no position", "failed", "no causal path")
-"""What a cell's `state` means: measured; the base value by construction, never run; the others are NaN."""
-
-REASONS: Mapping[str, str] = {
-    "measured": "measured",
-    "exact": "exactly the base value: nothing that this patch changes can reach the answer",
-    "not run": "not run: the run was stopped before this cell",
-    "no position": "this pair has no such position, or none aligned with it",
-    "failed": "the patched run gave NaN logits",
-    "no causal path": "the receiver reads the stream before this sender writes to it",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +82,7 @@ class Result:
         """
         name = self._metric(metric)
         above = self._values(name) - self.baselines["corrupted"].sel(metric=name, drop=True)
-        return _ratio(above, self.gap(name), per_pair=per_pair)
+        return ratio_of_means(above, self.gap(name), per_pair=per_pair)
 
     def share(self, metric: str | None = None, *, per_pair: bool = False) -> xr.DataArray:
         """Returns effect / gap: the part of the gap that a patch restores (> 0) or takes away (< 0).
@@ -102,7 +90,7 @@ class Result:
         This is what the maps colour.
         """
         name = self._metric(metric)
-        return _ratio(self.effect(name, per_pair=True), self.gap(name), per_pair=per_pair)
+        return ratio_of_means(self.effect(name, per_pair=True), self.gap(name), per_pair=per_pair)
 
     def spread(self, metric: str | None = None) -> xr.DataArray:
         """Returns the standard deviation of m(patched) over draws, in the metric's unit, with the dims of `data`.
@@ -408,7 +396,8 @@ class Result:
     def plot(self, metric: str | None = None, **options: Any) -> Any:
         """Returns a matplotlib Figure of the map: tokens as the axis, colour = effect as a share of the gap.
 
-        With kind="quadrants": every cell as a point, `sufficiency_necessity` to the right and upwards.
+        With kind="quadrants": every cell as a point, `sufficiency_necessity` to the right and upwards. With
+        kind="against": the points of `against`, which takes `exact`.
 
         Raises:
             ResultError: the result holds several components; one is drawn at a time.
@@ -496,18 +485,6 @@ class Result:
         pairs: Sequence[Mapping[str, Any]] = self.provenance["pairs"]
         found = list(dict.fromkeys(p["clean_tokens"][place] for p in pairs if place < len(p["clean_tokens"])))
         return found[0] if len(found) == 1 else f"{found[0]} …"
-
-
-def _ratio(above: xr.DataArray, gap: xr.DataArray, *, per_pair: bool = False) -> xr.DataArray:
-    """Returns above / gap, over pairs as a ratio of means, NaN where there is no gap.
-
-    A pair that lacks a cell is left out of both means of that cell, one without a gap of all.
-    """
-    gap = gap.where(abs(gap) >= NO_GAP)
-    if per_pair:
-        return above / gap
-    mean = gap.where(above.notnull()).mean("pair")
-    return above.where(gap.notnull()).mean("pair") / mean.where(abs(mean) >= NO_GAP)
 
 
 def read(path: str | os.PathLike[str]) -> Result:

@@ -136,3 +136,15 @@ def quadrants(sufficiency: Floats, necessity: Floats, threshold: float) -> NDArr
     """Returns the name of each cell's quadrant, "" where it has no value."""
     names = np.array(QUADRANTS)[(sufficiency >= threshold).astype(int) + 2 * (necessity >= threshold)]
     return np.where(np.isfinite(sufficiency) & np.isfinite(necessity), names, "")
+
+
+def ratio_of_means(above: xr.DataArray, gap: xr.DataArray, *, per_pair: bool = False) -> xr.DataArray:
+    """Returns above / gap, over pairs as a ratio of means, NaN where there is no gap.
+
+    A pair that lacks a cell is left out of both means of that cell, one without a gap of all.
+    """
+    gap = gap.where(abs(gap) >= NO_GAP)
+    if per_pair:
+        return above / gap
+    mean = gap.where(above.notnull()).mean("pair")
+    return above.where(gap.notnull()).mean("pair") / mean.where(abs(mean) >= NO_GAP)

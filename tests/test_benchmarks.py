@@ -19,9 +19,9 @@ import nbpatch
 FOLDER = str(Path(__file__).parent / "benchmarks")
 TABLE = [
     "resid_pre", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern", "z_by_pos", "blocks", "heads",
-    "resid_pre_8_pairs", "z_8_pairs", "edges_q", "everything",
+    "resid_pre_8_pairs", "z_8_pairs", "edges_q", "eap", "everything",
 ]  # fmt: skip
-BESIDE = ["resid_mid", "q_by_pos", "k_by_pos", "v_by_pos", "pattern_by_pos"]
+BESIDE = ["resid_mid", "q_by_pos", "k_by_pos", "v_by_pos", "pattern_by_pos", "attribute"]
 SMALL = {
     "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 300, "initializer_range": 0.2,
@@ -81,6 +81,8 @@ def test_rows_have_the_cells_of_the_table(quick):
     assert cells["heads"] == 5 * 16
     assert cells["everything"] == 592
     assert cells["edges_q"] == 6 * 4 * 4
+    assert cells["eap"] == 15 * (sum((1 + 5 * layer) * 12 + 5 + 5 * layer for layer in range(4)) + 21)
+    assert cells["attribute"] == 4 * (4 + 1) * 15
     assert {row["row"] for row in quick.rows if row["pairs"] == 8} == {"resid_pre_8_pairs", "z_8_pairs"}
 
 
@@ -184,7 +186,7 @@ def test_the_command_line_chooses_rows(suite, arguments, wanted):
     if "--rows" in arguments:
         assert planned == wanted
     elif not arguments:
-        assert len(planned) == 2 * (14 + 2 + 2 + 1)
+        assert len(planned) == 2 * (15 + 2 + 2 + 1)
 
 
 # Edges.
@@ -223,6 +225,47 @@ def test_an_edge_that_was_not_run_is_a_difference(suite, model, monkeypatch, tmp
     assert suite.sweeps.main(arguments) == 0
     monkeypatch.setattr(nbpatch, "path_patch", without_one)
     assert suite.sweeps.main(arguments) == 1
+
+
+# Estimates from gradients.
+
+
+def test_all_scores_are_compared_whatever_number_of_cells_is_asked_for(quick):
+    found = {row["row"]: row for row in quick.rows if row["row"] in ("eap", "attribute")}
+    assert len(found) == 2
+    for row in found.values():
+        assert row["measured"] == row["compared"] == row["cells"]
+
+
+def test_nodes_of_both_sides_have_the_same_names(suite, model):
+    pairs = suite.sweep_models.make_pairs(model, tokens=15, p0=2, count=1)
+    theirs = suite.sweep_contest.TheirScores(model, pairs, suite.sweep_rows.ROWS["eap"])
+    kept = []
+    theirs._edges = kept.append
+    theirs.run([], [])
+    circuit = nbpatch.eap(model, pairs, by_position=True)
+    edges = [
+        f"{suite.sweep_contest.name_of(sender)}->{suite.sweep_contest.name_of(receiver)} @ {sender.position}"
+        for sender, receiver in kept[0]
+    ]
+    assert sorted(edges) == sorted(map(str, circuit.edges))
+    assert [suite.sweep_rows.reach("gpt2", "eap", p0) for p0 in (10, 2)] == [25, 25]
+
+
+@pytest.mark.parametrize(("by", "status"), [(0.0, 0), (2e-4, 1), (np.nan, 1)])
+@pytest.mark.parametrize("name", ["eap", "attribute"])
+def test_one_score_that_is_off_ends_in_status_1(suite, model, monkeypatch, tmp_path, name, by, status):
+    def changed(*arguments):
+        found = honest(*arguments)
+        scores = found.edge_scores if name == "eap" else found.node_scores
+        scores[list(scores)[-1]] += by
+        return found
+
+    honest = suite.sweep_contest.attribution_patch
+    monkeypatch.setattr(suite.sweeps, "make_model", lambda shape, device: model)
+    monkeypatch.setattr(suite.sweep_contest, "attribution_patch", changed)
+    arguments = ["--quick", "--rows", name, "--repeats", "0", "--out", str(tmp_path)]
+    assert suite.sweeps.main(arguments) == status
 
 
 # Other tools' columns.

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import io
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -77,3 +78,24 @@ def test_the_demo_prints_the_strongest_cells_and_what_to_open(demo):
     assert "recovered" in said
     for name in ("first_patch.html", "first_patch.png", command.NOTEBOOK, "make lab"):
         assert name in said
+
+
+def test_the_circuit_notebook_finds_what_it_says(tmp_path):
+    book = command.execute(FOLDER / "02_a_circuit.ipynb", tmp_path)
+    outputs = outputs_of(book)
+    assert [output for output in outputs if output.output_type == "error"] == []
+    said = "".join(output.text for output in outputs if output.get("name") == "stderr")
+    assert all("tasks.ioi leaves out" in line or "nbp.tasks.ioi" in line for line in said.splitlines() if line.strip())
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
+    text = "\n".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
+    shares = [float(number) for number in re.findall(r"(\d+)%", text)]
+    direct, wang, first, second, flowing, alone, by_hand, estimated, exact = shares
+    assert direct < 40
+    assert wang > 85
+    assert min(first, second) > 90
+    assert flowing > 3 * alone
+    assert 60 < by_hand < 90
+    assert estimated < 0.7 * exact
+    assert re.search(r"^v 0\.9\d?$", text, re.MULTILINE)
+    for edge in ("embed->m0", "m0->a2.3.v", "m0->a1.2.v"):
+        assert edge in text

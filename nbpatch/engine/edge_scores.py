@@ -278,8 +278,8 @@ def _through(
     return found.reshape(len(found), tape.runs, tape.positions, -1)[:, back.runs, back.first :]
 
 
-def _one_head_each(gradients: Sequence[Float[Tensor, "run pos head d_head"]]) -> list[Tensor]:
-    """Returns gradients of queries, keys and values as one for each head of each [input run pos head d_head]."""
+def _one_head_each(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Returns gradients of queries, keys and values [run pos head own] as one for each head of each, else zero."""
     counts = [one.shape[2] for one in gradients]
     found = [one.new_zeros(sum(counts), *one.shape) for one in gradients]
     at = 0

@@ -52,12 +52,8 @@ class Estimate:
         names = _sites({acting(plan.component) for plan in plans}, method)
         what = Differentiated(first.tokenized, first.directions, first.metrics)
         self.engine = Gradients(what, model, parts, returns, sites=names)
-        self.keys = [
-            (name, layer)
-            for name in sorted(names)
-            for layer in range(self.n_layers)
-            if name != "embed" and not (name in ("attn_out", "mlp_out") and name not in self._scored())
-        ]
+        unread = {"attn_out", "mlp_out"} - self._scored()
+        self.keys = [(name, layer) for name in sorted(names - unread) for layer in range(self.n_layers)]
         self.values = [{metric.name: np.full(plan.states.shape, np.nan) for metric in first.metrics} for plan in plans]
 
     def _scored(self) -> set[str]:

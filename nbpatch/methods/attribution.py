@@ -9,7 +9,7 @@ import numpy as np
 from nbpatch.engine import planned, run_together
 from nbpatch.engine.estimate import Estimate
 from nbpatch.engine.fit import Fit, fit_of
-from nbpatch.engine.gradients import check_gradients
+from nbpatch.engine.gradients import check_gradients, grading
 from nbpatch.engine.loop import noticed, precision
 from nbpatch.engine.outcome import results_of
 from nbpatch.errors import PlanError, SiteError, suggest
@@ -85,7 +85,8 @@ def attribute(
         _refuse_unequal(tokenized)
     if fit.parts is None:
         raise LookupError("a model without parts was let through")
-    done, spent = Estimate(plans, ready, fit.parts, fit.returns, method=method, steps=steps).run()
+    with grading():
+        done, spent = Estimate(plans, ready, fit.parts, fit.returns, method=method, steps=steps).run()
     results = results_of(done, ready, {**spent, **precision(fit)}, noticed(ready, fit))
     made = {"method": "attribute", "variant": method, **({"steps": steps} if method == "ig" else {})}
     warned = [_large(plan, ready) for plan in plans]

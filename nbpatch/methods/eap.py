@@ -9,7 +9,7 @@ from nbpatch.engine.base import BaseRuns
 from nbpatch.engine.describe import describe_model, describe_versions
 from nbpatch.engine.edge_scores import EdgeScores, Way
 from nbpatch.engine.fit import fit_of
-from nbpatch.engine.gradients import Differentiated, check_gradients
+from nbpatch.engine.gradients import Differentiated, check_gradients, grading
 from nbpatch.engine.graphs import graph_of, refuse_unequal
 from nbpatch.engine.loop import noticed
 from nbpatch.engine.outcome import describe_pairs
@@ -81,8 +81,8 @@ def eap(
     parts, graph, additive = graph_of(ready)
     way = Way(method, steps, max(len(one.clean_ids) for one in tokenized) if by_position else 0)
     what = Differentiated(tokenized, [one_way], [measured])
-    engine = EdgeScores(what, ready, parts, fit_of(ready).returns, graph, additive, way)
-    scores, runs, spent = engine.run()
+    with grading():
+        scores, runs, spent = EdgeScores(what, ready, parts, fit_of(ready).returns, graph, additive, way).run()
     made = _made(ready, what, runs, {"method": "eap", "variant": method, "engine": spent})
     if way.n_points > 1:
         made["points"] = steps

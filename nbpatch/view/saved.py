@@ -18,7 +18,7 @@ from nbpatch.view.widgets import PatchWidget
 
 
 def plot(result: Result, *, kind: str = "map", **options: Any) -> Any:
-    """Returns a matplotlib Figure of a result: its map, or its cells in the quadrants of both directions.
+    """Returns a matplotlib Figure of a result: its map, or its cells as points: both directions, or against exact.
 
     Raises:
         ResultError: another kind of figure.
@@ -28,9 +28,13 @@ def plot(result: Result, *, kind: str = "map", **options: Any) -> Any:
         return _FIGURES[_method(result)](result, **_without_none(options))
     if kind == "quadrants":
         return scatter.quadrants(result, **_without_none(options))
+    if kind == "against":
+        return scatter.against(
+            result.against(options.get("exact"), options.get("metric")), dark=options.get("dark", False)
+        )
     if kind != "map":
         what = f"no figure {kind!r}."
-        raise ResultError(what, where="plot", fix=suggest(kind, ["map", "quadrants"]))
+        raise ResultError(what, where="plot", fix=suggest(kind, ["map", "quadrants", "against"]))
     return plots.heads(result, **_without_none(options)) if is_attention(result) else plots.plot(result, **options)
 
 

@@ -41,16 +41,19 @@ def question(made: Mapping[str, Any], pair: Mapping[str, Any], metric: str) -> t
         return f"Past which {subject} does the corrupted prompt change {behaviour}", rest
     if made["direction"] == "both":
         return (
-            f"Which {subject} are sufficient to restore, and which are necessary to keep, {behaviour}?",
+            f"Which {subject} are {_seems(made)}sufficient to restore, and which are necessary to keep, {behaviour}?",
             f"Denoising puts their clean {given} into the {corrupted}; noising their "
             f"{'noised' if noised else 'corrupted'} {given} into the clean prompt.",
         )
     if made["direction"] == "denoising":
-        asked, rest = "sufficient to restore", f"when the {corrupted} gets their clean {given}?"
+        asked, rest = f"{_seems(made)}sufficient to restore", f"when the {corrupted} gets their clean {given}?"
     elif made.get("corruption") in _ABLATED:
-        asked, rest = "necessary to keep", f"when each one’s {given} is set to {_ABLATED[made['corruption']]}?"
+        asked, rest = (
+            f"{_seems(made)}necessary to keep",
+            f"when each one’s {given} is set to {_ABLATED[made['corruption']]}?",
+        )
     else:
-        asked = "necessary to keep"
+        asked = f"{_seems(made)}necessary to keep"
         rest = f"when the clean prompt gets their {'noised' if noised else 'corrupted'} {given}?"
     return f"Which {subject} are {asked} {behaviour}", rest
 
@@ -61,8 +64,15 @@ def tokens_shown(pair: Mapping[str, Any], run: str) -> list[str]:
     return ["bos", *tokens[1:]] if pair["has_bos"] else tokens
 
 
+def _seems(made: Mapping[str, Any]) -> str:
+    """Returns the reservation that an estimate is made with."""
+    return "by estimate " if made["method"] == "attribute" else ""
+
+
 def _subject(made: Mapping[str, Any]) -> str:
     subject = str(made["component_label"])
+    if made["method"] == "path_patch":
+        return f"paths ({subject})"
     if made["component"] in ("k", "v") and made["model"]["n_kv_heads"] < made["model"]["n_heads"]:
         subject = f"key–value {subject}"
     if made["component"].startswith("resid") and "pos" not in made["over"]:
@@ -107,9 +117,17 @@ def facts(result: Result, metric: str, pair: int | None) -> str:
         f"corrupted {readout_number(float(chosen['corrupted']))}",
         f"source: {_SOURCES.get(made.get('corruption', ''), 'other prompt')}",
         count if pair is None else f"pair {pair + 1} of {len(pairs)}",
-        f"{made['engine']['run']} exact runs", "nbpatch",
+        _made_of(made), "nbpatch",
     ]  # fmt: skip
     return " · ".join(parts)
+
+
+def _made_of(made: Mapping[str, Any]) -> str:
+    """Returns how the numbers came about: run exactly, or estimated."""
+    if made["method"] != "attribute":
+        return f"{made['engine']['run']} exact runs"
+    verified = f", {made['verified']} cells run exactly" if made.get("verified") else ""
+    return f"estimated ({made['variant']}){verified}"
 
 
 def _unit(result: Result, metric: str) -> str:

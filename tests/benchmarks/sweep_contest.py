@@ -1,7 +1,8 @@
 """One row of the benchmark: nbpatch, TransformerLens and others in turns, in one process, on the same weights.
 
 TransformerLens's time for a sweep is the clean cache plus whole forwards, one a cell, each as long as the other: it
-can be measured on some of the cells and scaled to all of them. nbpatch is always run in full.
+can be measured on some of the cells and scaled to all of them. What it estimates from gradients it does in two
+forwards and one way back, and only in full. nbpatch is always run in full.
 """
 
 import contextlib
@@ -21,8 +22,10 @@ from sweep_models import make_pairs
 from sweep_others import Column, others
 from sweep_rows import AXES, LONG_PLACES, THEIRS, Row, reach
 from transformer_lens import patching
+from transformer_lens.tools.analysis.attribution_patching import EdgeAttributionConfig, attribution_patch
 
 import nbpatch
+from nbpatch.edges import Graph
 from nbpatch.result import STATES
 
 LEAST_CELLS = 8
@@ -158,7 +161,13 @@ def run_ours(model: Any, pairs: Any, row: Row) -> tuple[float, list[Any]]:
     if row.edges:
         edges = nbpatch.path_patch(model, pairs, *row.edges, variant="direct")
         return _now() - started, [edges]
+    if row.scored == "edge":
+        circuit = nbpatch.eap(model, pairs, by_position=True)
+        return _now() - started, [circuit]
     sweeps = [f"{component} over {over}" for component, over in row.sweeps]
+    if row.scored:
+        estimates = [nbpatch.attribute(model, pairs, sweep) for sweep in sweeps]
+        return _now() - started, estimates
     results = nbpatch.patch_every(model, pairs, sweeps, on_progress=lambda progress: None)
     return _now() - started, list(results.values())
 
@@ -167,6 +176,8 @@ def as_sweeps(row: Row, results: Sequence[Any]) -> list[Sweep]:
     """Returns nbpatch's results laid out as TransformerLens's are."""
     if row.edges:
         return [as_edges(results[0])]
+    if row.scored:
+        return as_scores(row, results)
     found = []
     for key, result in zip(row.sweeps, results, strict=True):
         axes = getattr(patching, THEIRS[key]).keywords["index_axis_names"]
@@ -188,6 +199,18 @@ def as_edges(result: Any) -> Sweep:
     places = tuple(edges_of(*data.shape[:2]).T)
     acts = (data["state"] == STATES.index("measured")).any("pair").transpose(*EDGE_AXES)
     return Sweep("edges", ("edge",), data.to_numpy()[places], acts.to_numpy()[places])
+
+
+def as_scores(row: Row, results: Sequence[Any]) -> list[Sweep]:
+    """Returns nbpatch's estimated effects: of every edge at every position, one by one, or laid out by axes."""
+    if row.scored == "edge":
+        scores = results[0].scores[results[0].graph.possible].reshape(-1, 1)
+        return [Sweep("eap", ("edge",), scores, np.isfinite(scores[:, 0]))]
+    found = []
+    for (component, over), result in zip(row.sweeps, results, strict=True):
+        effects = result.effect(per_pair=True).transpose(*over.split(), "pair").to_numpy()
+        found.append(Sweep(component, tuple(over.split()), effects, np.isfinite(effects).all(-1)))
+    return found
 
 
 class Theirs:
@@ -283,6 +306,55 @@ class TheirEdges(Theirs):
         return self.logit_diff(self.bridge.run_with_hooks(self.corrupted, fwd_hooks=hooks))
 
 
+class TheirScores(Theirs):
+    """TransformerLens's attribution patching, which scores everything at once."""
+
+    def __init__(self, model: Any, pairs: Any, row: Row) -> None:
+        super().__init__(model, pairs, row)
+        self.config = EdgeAttributionConfig(granularity=row.scored)
+
+    def run(self, sweeps: Sequence[Sweep], cells: Sequence[pd.DataFrame]) -> tuple[float, list[np.ndarray]]:
+        """Returns the seconds that all scores take, and the scores [cell 1] in the order of nbpatch's."""
+        started = _now()
+        found = attribution_patch(
+            self.bridge, self.clean, self.corrupted, lambda logits: self.logit_diff(logits).sum(), self.config
+        )
+        seconds = _now() - started
+        if self.config.granularity == "edge":
+            return seconds, [self._edges(found.edge_scores)]
+        return seconds, [self._nodes(found.node_scores, sweep) for sweep in sweeps]
+
+    def _edges(self, scores: Any) -> np.ndarray:
+        """Returns every edge's score, NaN where TransformerLens has none; it is to have no others."""
+        layers, heads = self.bridge.cfg.n_layers, self.bridge.cfg.n_heads
+        graph = Graph(layers, heads, heads, (False,) * layers)
+        senders, inputs = (
+            {name: at for at, name in enumerate(names)} for names in (graph.sender_names, graph.input_names)
+        )
+        table = np.full((*graph.possible.shape, self.clean.shape[1]), np.nan)
+        for (sender, receiver), score in scores.items():
+            table[senders[name_of(sender)], inputs[name_of(receiver)], sender.position] = score
+        if np.isfinite(table[~graph.possible]).any():
+            raise RuntimeError("TransformerLens scores edges that nbpatch's graph does not have")
+        return table[graph.possible].reshape(-1, 1)
+
+    def _nodes(self, scores: Any, sweep: Sweep) -> np.ndarray:
+        """Returns the scores of one component's nodes, NaN where TransformerLens has none."""
+        table = np.full(sweep.acts.shape, np.nan)
+        for node, score in scores.items():
+            if node.kind == {"z": "attn_head_out", "mlp_out": "mlp_out"}[sweep.name]:
+                table[tuple(getattr(node, {"pos": "position"}.get(axis, axis)) for axis in sweep.axes)] = score
+        return table.reshape(-1, 1)
+
+
+def name_of(node: Any) -> str:
+    """Returns what nbpatch calls a node of TransformerLens's: "embed", "a3.1", "a3.1.q", "m3", "logits"."""
+    head = f"a{node.layer}.{node.head}"
+    mlp = f"m{node.layer}"
+    names = {"attn_head_out": head, "mlp_out": mlp, "mlp_in": mlp}
+    return names.get(node.kind) or (f"{head}.{node.kind[0]}" if node.kind.endswith("_input") else node.kind)
+
+
 def shares(sweeps: Sequence[Sweep], count: int | None) -> list[int | None]:
     """Returns how many cells of each sweep to measure so that they are about `count` in all; None for all of them."""
     if count is None:
@@ -296,12 +368,12 @@ class Match:
 
     def __init__(self, model: Any, pairs: Any, row: Row, cells: int | None) -> None:
         self.rng = np.random.default_rng(len(pairs))
-        self.theirs = (TheirEdges if row.edges else Theirs)(model, pairs, row)
+        self.theirs = (TheirEdges if row.edges else TheirScores if row.scored else Theirs)(model, pairs, row)
         self.run_ours = functools.partial(run_ours, model, pairs, row)
         self.row = row
         self.results = self.run_ours()[1]
         self.sweeps = as_sweeps(row, self.results)
-        self.counts = shares(self.sweeps, cells)
+        self.counts = shares(self.sweeps, None if row.scored else cells)
         self.differences: list[float] = []
         self.compared: list[set[tuple[int, ...]]] = [set() for _ in self.sweeps]
         self.measured = 0
@@ -372,7 +444,9 @@ def contest(
 
 
 def largest_effect(results: Sequence[Any]) -> float:
-    """Returns the largest absolute effect of any cell on any pair, in logits."""
+    """Returns the largest absolute effect of any cell on any pair, in logits; of circuits, the largest score."""
+    if isinstance(results[0], nbpatch.Circuit):
+        return float(np.nanmax(np.abs(results[0].scores)))
     return max(float(np.abs(result.effect(per_pair=True)).max()) for result in results)
 
 

@@ -34,6 +34,7 @@ class Row:
     Attributes:
         calls: what nbpatch is asked for: components and the axes they are swept over.
         edges: or the two ends of edges, senders and receivers.
+        scored: or "edge" or "node": what is estimated from gradients, edges by position, or what `calls` says.
         whole: the function of TransformerLens that runs all the row's sweeps by itself, where there is one.
         pairs: how many prompt pairs are run at once.
         longer: tokens on top of the prompts' usual number.
@@ -45,6 +46,7 @@ class Row:
     pairs: int = 1
     longer: int = 0
     edges: tuple[str, ...] = ()
+    scored: str = ""
 
     @property
     def sweeps(self) -> list[tuple[str, str]]:
@@ -66,6 +68,7 @@ ROWS = {
         Row("resid_pre_8_pairs", ((("resid_pre",), POSITIONS),), pairs=8),
         Row("z_8_pairs", ((("z",), HEADS),), pairs=8),
         Row("edges_q", (), edges=("z", "q")),
+        Row("eap", (), scored="edge"),
         # With one token more these are the 592 cells of the table on 4 layers with 4 heads.
         Row(
             "everything",
@@ -76,6 +79,7 @@ ROWS = {
         Row("resid_mid", ((("resid_mid",), POSITIONS),)),
         *(Row(f"{name}_by_pos", (((name,), "layer head pos"),)) for name in ("q", "k", "v")),
         Row("pattern_by_pos", ((("pattern",), "layer head dest"),)),
+        Row("attribute", ((("z",), "layer head pos"), (("mlp_out",), POSITIONS)), scored="node"),
     )
 }
 
@@ -101,6 +105,7 @@ _REACH_GPT2 = {
     "resid_pre_8_pairs": (60, 15),
     "z_8_pairs": (12, 5.5),
     "edges_q": (80, 50),
+    "eap": (25, 25),
 }
 _REACH_OTHERS = {"resid_pre": (85, 30), "z": (28, 15)}
 _REACH = {"gpt2": _REACH_GPT2, "llama": _REACH_OTHERS, "gemma2": _REACH_OTHERS, "tiny": {"everything": (150, 100)}}

@@ -1,4 +1,4 @@
-"""nbpatch's sweeps beside transformer_lens.patching's: same process, same weights, taken in turns, medians.
+"""nbpatch's sweeps beside TransformerLens's own functions: same process, same weights, taken in turns, medians.
 
     python tests/benchmarks/sweeps.py                       the whole table
     python tests/benchmarks/sweeps.py --quick               every row on the tiny shape, one turn: a minute at most
