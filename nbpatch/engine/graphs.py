@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from nbpatch.engine.additive import Additive, scales_of
-from nbpatch.engine.fit import fit_of
+from nbpatch.engine.fit import Fit
 from nbpatch.errors import PlanError, SiteError
 from nbpatch.graph import Graph
 from nbpatch.model import Model
@@ -11,13 +11,15 @@ from nbpatch.parts import Parts
 from nbpatch.prompts import TokenizedPair
 
 
-def graph_of(model: Model) -> tuple[Parts, Graph, Additive]:
+def graph_of(model: Model, fit: Fit) -> tuple[Parts, Graph, Additive]:
     """Returns a model's parts, its graph of edges, and how senders write into the stream.
+
+    Args:
+        fit: how the model can be run.
 
     Raises:
         SiteError: there is no such graph, with the reason.
     """
-    fit = fit_of(model)
     works = [fit.works.get(name, "") for name in ("z", "q", "k", "v", "mlp_out", "resid_pre")]
     reason = fit.reason or next((why for why in works if why), "")
     if model.engine != "auto":

@@ -93,10 +93,14 @@ class Tape:
 
         Args:
             again: whether the graph is needed once more.
+
+        Raises:
+            PatchNotApplied: nothing flows back to a site: what was kept there is not what went on.
         """
-        found = torch.autograd.grad(
-            metric, [self.sites[key] for key in keys], retain_graph=again, allow_unused=True, materialize_grads=True
-        )
+        found = torch.autograd.grad(metric, [self.sites[key] for key in keys], retain_graph=again, allow_unused=True)
+        for (name, layer), one in zip(keys, found, strict=True):
+            if one is None:
+                raise PatchNotApplied(f"nothing flows back to {name} of layer {layer}.", fix="model.describe()")
         return {key: self._shaped(key[0], one) for key, one in zip(keys, found, strict=True)}
 
     def _shaped(self, component: str, value: Tensor) -> Tensor:

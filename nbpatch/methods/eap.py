@@ -78,16 +78,17 @@ def eap(
     check_wrong([measured], {number: one.wrong_ids for number, one in enumerate(tokenized)})
     one_way: Direction = "noising" if direction == "noising" else "denoising"
     check_gradients([measured], [one_way], method)
-    parts, graph, additive = graph_of(ready)
+    fit = fit_of(ready)
+    parts, graph, additive = graph_of(ready, fit)
     way = Way(method, steps, max(len(one.clean_ids) for one in tokenized) if by_position else 0)
     what = Differentiated(tokenized, [one_way], [measured])
     with grading():
-        scores, runs, spent = EdgeScores(what, ready, parts, fit_of(ready).returns, graph, additive, way).run()
+        scores, runs, spent = EdgeScores(what, ready, parts, fit.returns, graph, additive, way).run()
     made = _made(ready, what, runs, {"method": "eap", "variant": method, "engine": spent})
     if way.n_points > 1:
         made["points"] = steps
     tokens = max((one.clean_tokens for one in tokenized), key=len) if by_position else ()
-    warnings = (*noticed(ready, fit_of(ready)), *_warnings(tokenized))
+    warnings = (*noticed(ready, fit), *_warnings(tokenized))
     return Circuit(graph, scores, np.isfinite(scores), tuple(tokens), made, warnings)
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from nbpatch.corruption import AnyCorruption, as_corruption
 from nbpatch.engine.circuits import CircuitPlan, CircuitRuns
+from nbpatch.engine.fit import fit_of
 from nbpatch.engine.graphs import graph_of, refuse_unequal
 from nbpatch.engine.loop import drive
 from nbpatch.errors import CircuitError, PlanError
@@ -68,7 +69,7 @@ def evaluate(
         fix = "random=5, or 0 for none"
         raise PlanError("random counts circuits.", where="random", seen=repr(random), fix=fix)
     ready = load(model)
-    parts, graph, additive = graph_of(ready)
+    parts, graph, additive = graph_of(ready, fit_of(ready))
     _refuse_other(circuit.graph, graph)
     tokenized = ready.tokenize(pairs)
     refuse_unequal(tokenized)
