@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 from oracle_ablation import TRIOS
 from test_attribution import (
+    ALIGNED,
     DIRECTIONS,
     METHODS,
     MODELS,

@@ -53,7 +53,7 @@ def takes_a_model(name):
 
 
 METHODS = [name for name in OBJECTS if takes_a_model(name)]
-ABOUT = {"trace": "facts"}
+ABOUT = {"evaluate": "circuit", "trace": "facts"}
 """What a method takes behind the model where that is no pairs."""
 
 

@@ -71,6 +71,7 @@ class Tape:
         logits: answer logits [run d_vocab], or of some tokens.
         ends: the last block's output at the answer position [run d_model], out of the graph.
         dropped: the layer through whose attention and MLP outputs no gradient goes back; −1 for none.
+        cut: whether something else was put in a part's place, so that nothing flows back to what that part read.
     """
 
     runs: int
@@ -83,6 +84,7 @@ class Tape:
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
     ends: Tensor = field(default_factory=lambda: torch.empty(0))
     dropped: int = -1
+    cut: bool = False
 
     def value(self, key: Key) -> Float[Tensor, "run ..."]:
         """Returns what a site held: [run pos d]; q, k, v [run pos head d_head]; patterns [run head dest src]."""
@@ -99,9 +101,12 @@ class Tape:
         """
         found = torch.autograd.grad(metric, [self.sites[key] for key in keys], retain_graph=again, allow_unused=True)
         for (name, layer), one in zip(keys, found, strict=True):
-            if one is None:
+            if one is None and not self.cut:
                 raise PatchNotApplied(f"nothing flows back to {name} of layer {layer}.", fix="model.describe()")
-        return {key: self._shaped(key[0], one) for key, one in zip(keys, found, strict=True)}
+        return {
+            key: self._shaped(key[0], torch.zeros_like(self.sites[key]) if one is None else one)
+            for key, one in zip(keys, found, strict=True)
+        }
 
     def _shaped(self, component: str, value: Tensor) -> Tensor:
         if component in ("q", "k", "v"):
@@ -131,7 +136,7 @@ def record(
     Raises:
         PatchNotApplied: a site was not met exactly once.
     """
-    tape = Tape(ids.shape[0], ids.shape[1])
+    tape = Tape(ids.shape[0], ids.shape[1], cut=bool(put))
     return _Recorder(parts, sites, tape, _Changes(start, dict(put or {}), back)).run(ids, columns)
 
 
