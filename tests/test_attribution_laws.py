@@ -410,7 +410,7 @@ def cases() -> Iterator[tuple[dict[str, Any], type[NbpatchError], str]]:
     yield (
         {"model": families.loaded("llama"), "pairs": ALIGNED, "method": "ig"},
         PlanError,
-        "ig needs prompts of equal length: both runs meet position by position.\n  in     pair 1 of 1\n"
+        "ig needs prompts of equal length: both runs' embeddings meet position by position.\n  in     pair 1 of 1\n"
         '  seen   9 and 7 tokens\n  try    method="atp"',
     )
 
