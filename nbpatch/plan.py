@@ -229,6 +229,25 @@ def axis_sizes(shape: ModelShape, tokenized: Sequence[TokenizedPair], component:
     return {**sizes, "pos": positions, "dest": positions, "src": positions}
 
 
+def refuse_unequal(tokenized: Sequence[TokenizedPair], what: str, fix: str) -> None:
+    """Refuses pairs whose positions do not meet.
+
+    Args:
+        what: what needs them to, and why; fix: what to type instead.
+
+    Raises:
+        PlanError: prompts of unequal length, or alignment of positions with others.
+    """
+    for number, one in enumerate(tokenized):
+        if one.aligned != tuple((i, i) for i in range(len(one.corrupted_ids))):
+            raise PlanError(
+                what,
+                where=f"pair {number + 1} of {len(tokenized)}",
+                seen=f"{len(one.clean_ids)} and {len(one.corrupted_ids)} tokens",
+                fix=fix,
+            )
+
+
 PATTERNS = ("pattern", "scores")
 """Components with a destination and a source."""
 

@@ -108,3 +108,22 @@ def test_the_model_may_be_asked_with_gradients_switched_off():
         quieter = nbp.eap(model(), IOI)
     np.testing.assert_array_equal(quiet.scores, nbp.eap(model(), IOI).scores)
     np.testing.assert_array_equal(quieter.scores, quiet.scores)
+
+
+def test_a_function_of_the_user_sees_all_pairs_of_a_circuit_at_once():
+    model_, pairs = model(), [IOI, OTHER]
+    ones = model_.tokenize(pairs)
+    assert len({len(one.clean_ids) for one in ones}) == 2
+    few = edges().top_edges(20)
+
+    def above_the_mean(logits):
+        own = logits[range(2), [one.answer_ids[0] for one in ones]]
+        return own - own.mean()
+
+    def answer(logits):
+        return logits[range(2), [one.answer_ids[0] for one in ones]]
+
+    found = nbp.evaluate(model_, few, pairs, metric=[above_the_mean, answer], random=0).data
+    plain = found["answer"].to_numpy()
+    np.testing.assert_allclose(found["above_the_mean"], plain - plain.mean(-1, keepdims=True), atol=1e-5)
+    assert np.ptp(plain) > 0.1

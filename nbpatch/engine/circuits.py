@@ -170,24 +170,33 @@ class CircuitRuns:
         cells = np.flatnonzero(self.plan.states == NOT_RUN)
         circuits, pairs = np.divmod(cells, len(self.plan.tokenized))
         lengths = np.array([len(one.clean_ids) for one in self.plan.tokenized])[pairs]
-        together = any(metric.whole for metric in self.plan.metrics)
-        for length in np.unique(lengths):
-            mine = np.flatnonzero(lengths == length)
-            for start in range(0, len(mine), self.max_rows):
-                some = mine[start : start + self.max_rows]
-                yield lambda some=some: self._run(cells[some], circuits[some], pairs[some], whole=together)
+        parts = [
+            mine[start : start + self.max_rows]
+            for mine in (np.flatnonzero(lengths == length) for length in np.unique(lengths))
+            for start in range(0, len(mine), self.max_rows)
+        ]
+        if any(metric.whole for metric in self.plan.metrics):
+            yield lambda: self._together([(cells[some], circuits[some], pairs[some]) for some in parts])
+            return
+        for some in parts:
+            yield lambda some=some: iter([(0, self._run(cells[some], circuits[some], pairs[some]))])
 
-    def _run(self, cells: Ints, circuits: Ints, pairs: Ints, *, whole: bool) -> Iterator[tuple[int, Filled]]:
+    def _together(self, parts: Sequence[tuple[Ints, Ints, Ints]]) -> Iterator[tuple[int, Filled]]:
+        """Yields all runs at once, for a user's function, which must see all pairs of a circuit."""
+        filled = [self._run(*part) for part in parts]
+        cells, logits = np.concatenate([one.cell for one in filled]), torch.cat([one.logits for one in filled])
+        yield 0, Filled(cells, logits)
+
+    def _run(self, cells: Ints, circuits: Ints, pairs: Ints) -> Filled:
         if self.traced is None or self.runs is None:
             raise LookupError("the base runs come first")
+        columns = self.runs.answers.columns if all(one.local for one in self.plan.metrics) else None
         with self.model.lock, torch.no_grad():
             masks = torch.from_numpy(self.masks[circuits]).to(self.model.device)
-            wave = _Wave(self, self.traced, masks, pairs)
-            ends = self._ends(wave.go(), pairs)
-            columns = None if whole or not all(one.local for one in self.plan.metrics) else self.runs.answers.columns
+            ends = self._ends(_Wave(self, self.traced, masks, pairs).go(), pairs)
             logits = unembedded(self.parts, self.traced.returns, ends, columns).float().cpu()
         self.n_waves += 1
-        yield 0, Filled(cells, logits, columns)
+        return Filled(cells, logits, columns)
 
 
 class _Wave:

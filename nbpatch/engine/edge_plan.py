@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nbpatch.engine.rows import COMPONENT_NAMES, HEADS, MLP, PRE, WHOLE, Ints, Rows
 from nbpatch.errors import PlanError, SiteError, suggest
 from nbpatch.metrics import Metric, check_wrong
-from nbpatch.plan import DIRECTIONS, EXACT, NO_PATH, NOT_RUN, Direction, Plan
+from nbpatch.plan import DIRECTIONS, EXACT, NO_PATH, NOT_RUN, Direction, Plan, refuse_unequal
 from nbpatch.prompts import TokenizedPair
 from nbpatch.sites import ModelShape
 
@@ -113,7 +113,7 @@ def make_edge_plan(
         raise PlanError(
             f"no direction {direction!r}.", where="direction", fix=suggest(direction, [*DIRECTIONS, "both"])
         )
-    _refuse_pairs(tokenized)
+    refuse_pairs(tokenized)
     check_wrong(metrics, {i: one.wrong_ids for i, one in enumerate(tokenized)})
     units = shape.n_kv_heads if receivers in ("k", "v") else shape.n_heads
     layers = shape.n_layers
@@ -152,18 +152,17 @@ def edge_axes(senders: str, receivers: str, over: str | Sequence[str] | None) ->
     return asked
 
 
-def _refuse_pairs(tokenized: Sequence[TokenizedPair]) -> None:
+def refuse_pairs(tokenized: Sequence[TokenizedPair]) -> None:
+    """Refuses pairs that no edge can be tried on.
+
+    Raises:
+        PlanError: none, or prompts of unequal length.
+    """
     if not tokenized:
         fix = "nbp.PromptPair(clean=…, corrupted=…, answer=…, wrong=…)"
         raise PlanError("no prompt pairs.", where="pairs", fix=fix)
-    for number, one in enumerate(tokenized):
-        if one.aligned != tuple((i, i) for i in range(len(one.corrupted_ids))):
-            raise PlanError(
-                "edges need prompts of equal length: a sender's change is added position by position.",
-                where=f"pair {number + 1} of {len(tokenized)}",
-                seen=f"{len(one.clean_ids)} and {len(one.corrupted_ids)} tokens",
-                fix="two prompts with the same number of tokens",
-            )
+    what = "edges need prompts of equal length: a sender's change is added position by position."
+    refuse_unequal(tokenized, what, "two prompts with the same number of tokens")
 
 
 def _paths(senders: str, receivers: str, place: dict[str, Ints], parallel: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -25,7 +25,7 @@ from nbpatch.engine.packing import rectangles
 from nbpatch.engine.receivers import mlp_output, projected
 from nbpatch.engine.rows import Ints, Rows, waves
 from nbpatch.engine.table import Filled
-from nbpatch.engine.trace import Layer, Trace, trace
+from nbpatch.engine.trace import Layer, Trace
 from nbpatch.errors import SiteError
 from nbpatch.model import Model
 from nbpatch.parts import Parts
@@ -61,18 +61,12 @@ class Edges(Frontier):
         return room_for(plans, self.model, self._kept)
 
     def trace(self, *, alone: bool = False) -> BaseRuns:
-        """Runs every prompt once, in passes of their own: what senders add is fitted on all positions and layers."""
-        tokenized = self.plan.tokenized
-        prompts = [ids for one in tokenized for ids in (one.clean_ids, one.corrupted_ids)]
-        with self.model.lock:
-            traced = trace(self.parts, prompts, device=self.model.device, max_tokens=self.max_tokens, keep=self._kept)
-            traced.passing = self.room.passing
-            self.scales, why = scales_of(self.model, self.parts, self.plan.senders)
+        """Runs every prompt once, in passes of their own: senders' changes are needed at all positions."""
+        self.scales, why = scales_of(self.model, self.parts, self.plan.senders)
         if why:
             raise _refused(self.plan.senders, why)
-        self.traced = traced
-        self.flops += self.parts.flops_per_token * sum(map(len, prompts))
-        return self._based_on(traced.logits.float().cpu())
+        self.traced = self._trace_apart(self._kept)
+        return self._based_on(self.traced.logits.float().cpu())
 
     def waves(self) -> Iterator[Callable[[], Iterator[tuple[int, Filled]]]]:
         """Yields what makes the runs of one wave; rows of which the answer position is all that is left go apart."""

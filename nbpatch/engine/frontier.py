@@ -15,7 +15,7 @@ from nbpatch.engine.rows import Rows, base_rows, joints_of, rows_of, waves
 from nbpatch.engine.supply import Ids, Supply, noise_of
 from nbpatch.engine.table import Filled
 from nbpatch.engine.tail import unembedded
-from nbpatch.engine.trace import Trace, wanted
+from nbpatch.engine.trace import Trace, trace, wanted
 from nbpatch.engine.walk import Walk
 from nbpatch.model import Model
 from nbpatch.parts import Parts
@@ -89,6 +89,15 @@ class Frontier:
             drawn = self._ablated(traced, keep, patterns="pattern" in components) if ablates else []
         self.ready = [(wave, hidden if number == 0 else None) for number, wave in enumerate(cut)]
         return self._based_on(logits, drawn)
+
+    def _trace_apart(self, keep: frozenset[str]) -> Trace:
+        """Runs every prompt once, in passes of their own: all positions of all layers are known then."""
+        prompts = [ids for one in self.plans[0].tokenized for ids in (one.clean_ids, one.corrupted_ids)]
+        with self.model.lock:
+            traced = trace(self.parts, prompts, device=self.model.device, max_tokens=self.max_tokens, keep=keep)
+        traced.passing = self.room.passing
+        self.flops += self.parts.flops_per_token * sum(map(len, prompts))
+        return traced
 
     def _ablated(self, traced: Trace, keep: frozenset[str], *, patterns: bool) -> list[Ids]:
         """Replaces the corrupted runs' activations, and returns the prompts drawn for it."""

@@ -1,14 +1,11 @@
-"""The graph of edges that a model has, where what its parts write adds up; and the pairs that edges can be tried on."""
-
-from collections.abc import Sequence
+"""The graph of edges that a model has, where what its parts write adds up."""
 
 from nbpatch.engine.additive import Additive, scales_of
 from nbpatch.engine.fit import Fit
-from nbpatch.errors import PlanError, SiteError
+from nbpatch.errors import SiteError
 from nbpatch.graph import Graph
 from nbpatch.model import Model
 from nbpatch.parts import Parts
-from nbpatch.prompts import TokenizedPair
 
 
 def graph_of(model: Model, fit: Fit) -> tuple[Parts, Graph, Additive]:
@@ -44,19 +41,3 @@ def _no_graph(model: Model, why: str) -> SiteError:
         seen=why,
         fix='nbp.attribute(model, pairs, "z") estimates its heads, nbp.patch runs them',
     )
-
-
-def refuse_unequal(tokenized: Sequence[TokenizedPair]) -> None:
-    """Refuses pairs whose positions do not meet.
-
-    Raises:
-        PlanError: prompts of unequal length, or alignment of positions with others.
-    """
-    for number, one in enumerate(tokenized):
-        if one.aligned != tuple((i, i) for i in range(len(one.corrupted_ids))):
-            raise PlanError(
-                "edges need prompts of equal length: a sender's change is added position by position.",
-                where=f"pair {number + 1} of {len(tokenized)}",
-                seen=f"{len(one.clean_ids)} and {len(one.corrupted_ids)} tokens",
-                fix="two prompts with the same number of tokens",
-            )

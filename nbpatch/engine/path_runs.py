@@ -25,7 +25,7 @@ from nbpatch.engine.path_plan import End, Ends, PathPlan, Ways, writers
 from nbpatch.engine.receivers import mlp_output, projected
 from nbpatch.engine.rows import NOWHERE, PRE, WHOLE, Ints, Rows
 from nbpatch.engine.table import Filled
-from nbpatch.engine.trace import Trace, trace
+from nbpatch.engine.trace import Trace
 from nbpatch.engine.walk import Walk
 from nbpatch.joint import Write
 from nbpatch.model import Model
@@ -60,14 +60,8 @@ class Paths(Frontier):
 
     def trace(self, *, alone: bool = False) -> BaseRuns:
         """Runs every prompt once, in passes of their own: frozen runs need all positions of all layers."""
-        tokenized = self.plan.tokenized
-        prompts = [ids for one in tokenized for ids in (one.clean_ids, one.corrupted_ids)]
-        with self.model.lock:
-            traced = trace(self.parts, prompts, device=self.model.device, max_tokens=self.max_tokens, keep=_KEPT)
-        traced.passing = self.room.passing
-        self.traced = traced
-        self.flops += self.parts.flops_per_token * sum(map(len, prompts))
-        return self._based_on(traced.logits.float().cpu())
+        self.traced = self._trace_apart(_KEPT)
+        return self._based_on(self.traced.logits.float().cpu())
 
     def waves(self) -> Iterator[Callable[[], Iterator[tuple[int, Filled]]]]:
         """Yields what makes the runs of one wave: those of one frozen run stand together."""

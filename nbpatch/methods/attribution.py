@@ -15,7 +15,7 @@ from nbpatch.engine.outcome import results_of
 from nbpatch.errors import PlanError, SiteError, suggest
 from nbpatch.metrics import Metric, MetricLike, as_metrics
 from nbpatch.model import Model, load
-from nbpatch.plan import EXACT, NO_POSITION, NOT_RUN, Plan, make_plan
+from nbpatch.plan import EXACT, NO_POSITION, NOT_RUN, Plan, make_plan, refuse_unequal
 from nbpatch.prompts import PromptPair, TokenizedPair
 from nbpatch.result import VERIFIED, Result
 from nbpatch.several import together
@@ -82,7 +82,8 @@ def attribute(
     plans = [_plan(ready, fit, tokenized, one, direction, metrics) for one in _same_axes(named)]
     check_gradients(metrics, plans[0].directions, method)
     if method == "ig":
-        _refuse_unequal(tokenized)
+        what = "ig needs prompts of equal length: both runs' embeddings meet position by position."
+        refuse_unequal(tokenized, what, 'method="atp"')
     if fit.parts is None:
         raise LookupError("a model without parts was let through")
     with grading():
@@ -157,17 +158,6 @@ def _plan(
 
 def _hidden(component: str) -> str:
     return "scores are seen by hooks only" if component == "scores" else ""
-
-
-def _refuse_unequal(tokenized: Sequence[TokenizedPair]) -> None:
-    for number, one in enumerate(tokenized):
-        if one.aligned != tuple((i, i) for i in range(len(one.corrupted_ids))):
-            raise PlanError(
-                "ig needs prompts of equal length: both runs' embeddings meet position by position.",
-                where=f"pair {number + 1} of {len(tokenized)}",
-                seen=f"{len(one.clean_ids)} and {len(one.corrupted_ids)} tokens",
-                fix='method="atp"',
-            )
 
 
 def _large(plan: Plan, model: Model) -> tuple[str, ...]:

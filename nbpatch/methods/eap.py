@@ -7,10 +7,11 @@ import numpy as np
 
 from nbpatch.engine.base import BaseRuns
 from nbpatch.engine.describe import describe_model, describe_versions
+from nbpatch.engine.edge_plan import refuse_pairs
 from nbpatch.engine.edge_scores import EdgeScores, Way
 from nbpatch.engine.fit import fit_of
 from nbpatch.engine.gradients import Differentiated, check_gradients, grading
-from nbpatch.engine.graphs import graph_of, refuse_unequal
+from nbpatch.engine.graphs import graph_of
 from nbpatch.engine.loop import noticed
 from nbpatch.engine.outcome import describe_pairs
 from nbpatch.engine.table import baselines_of
@@ -72,7 +73,7 @@ def eap(
     ready = load(model)
     measured = _one_metric(metric)
     tokenized = ready.tokenize(pairs)
-    refuse_unequal(tokenized)
+    refuse_pairs(tokenized)
     if by_position:
         _refuse_lengths(tokenized)
     check_wrong([measured], {number: one.wrong_ids for number, one in enumerate(tokenized)})

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from nbpatch.corruption import AnyCorruption, as_corruption
 from nbpatch.engine.circuits import CircuitPlan, CircuitRuns
+from nbpatch.engine.edge_plan import refuse_pairs
 from nbpatch.engine.fit import fit_of
-from nbpatch.engine.graphs import graph_of, refuse_unequal
+from nbpatch.engine.graphs import graph_of
 from nbpatch.engine.loop import drive
 from nbpatch.errors import CircuitError, PlanError
 from nbpatch.graph import Circuit, Graph, random_circuit
@@ -72,7 +73,7 @@ def evaluate(
     parts, graph, additive = graph_of(ready, fit_of(ready))
     _refuse_other(circuit.graph, graph)
     tokenized = ready.tokenize(pairs)
-    refuse_unequal(tokenized)
+    refuse_pairs(tokenized)
     _refuse_positions(circuit, tokenized)
     check_wrong(metrics, {number: one.wrong_ids for number, one in enumerate(tokenized)})
     names = ("found", *(f"random {number}" for number in range(random)))

@@ -5,10 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from nbpatch.engine.additive import Additive, scales_of
-from nbpatch.engine.edge_plan import RECEIVERS, SENDERS, edge_axes, make_edge_plan
+from nbpatch.engine.edge_plan import RECEIVERS, SENDERS, edge_axes, make_edge_plan, refuse_pairs
 from nbpatch.engine.edges import Edges
 from nbpatch.engine.fit import fit_of
-from nbpatch.engine.graphs import refuse_unequal
 from nbpatch.engine.loop import drive
 from nbpatch.engine.path_plan import Ways, make_path_plan, read_ways, writers
 from nbpatch.engine.path_runs import Paths
@@ -17,7 +16,7 @@ from nbpatch.metrics import Metric, MetricLike, as_metrics, check_wrong
 from nbpatch.model import Model, load
 from nbpatch.parts import Parts
 from nbpatch.plan import COUNTERFACTUAL, directions_of
-from nbpatch.prompts import PromptPair, TokenizedPair
+from nbpatch.prompts import PromptPair
 from nbpatch.result import Result
 
 VARIANTS = ("direct", "wang", "tree")
@@ -87,26 +86,23 @@ def path_patch(
     ways = read_ways(senders, receivers, ready.shape)
     directions = directions_of(direction, COUNTERFACTUAL)
     tokenized = ready.tokenize(pairs)
-    _check_pairs(tokenized, metrics)
-    kinds = [one.kind for ends in (*ways.senders, *ways.stages, *ways.last) for one in ends]
-    parts = _parts(ready, list(dict.fromkeys(kinds)), (_named(senders), _named(receivers)))
-    additive = _additive(ready, parts, ways, variant)
+    refuse_pairs(tokenized)
+    check_wrong(metrics, {number: one.wrong_ids for number, one in enumerate(tokenized)})
+    named = _named(senders), _named(receivers)
+    parts = _parts(ready, _kinds(ways), named)
+    parallel = tuple(block.mid is None for block in parts.blocks)
     plan = make_path_plan(
-        ready.shape,
-        tokenized,
-        ways,
-        over,
-        directions=directions,
-        metrics=metrics,
-        parallel=tuple(block.mid is None for block in parts.blocks),
-        variant=variant,
+        ready.shape, tokenized, ways, over, directions=directions, metrics=metrics, parallel=parallel, variant=variant
     )
-    plan = replace(
-        plan, component=f"{_named(senders)} → {_named(receivers)}", named=(_named(senders), _named(receivers))
-    )
-    (result,) = drive(Paths(plan, ways, ready, parts, additive), [plan], ready)
-    # A widget cannot go on from paths.
-    return replace(result, origin=None)
+    plan = replace(plan, component=" → ".join(named), named=named)
+    (result,) = drive(Paths(plan, ways, ready, parts, _additive(ready, parts, ways, variant)), [plan], ready)
+    return replace(result, origin=None)  # a widget cannot go on from paths
+
+
+def _kinds(ways: Ways) -> list[str]:
+    """Returns what stands at the ends and on the way."""
+    every = (*ways.senders, *ways.stages, *ways.last)
+    return list(dict.fromkeys(end.kind for ends in every for end in ends))
 
 
 def _edges(
@@ -141,14 +137,6 @@ def _check_variant(variant: str) -> None:
     if variant not in VARIANTS:
         fix = suggest(variant, VARIANTS)
         raise PlanError(f"no variant {variant!r}.", where="variant", fix=fix)
-
-
-def _check_pairs(tokenized: Sequence[TokenizedPair], metrics: Sequence[Metric]) -> None:
-    if not tokenized:
-        fix = "nbp.PromptPair(clean=…, corrupted=…, answer=…, wrong=…)"
-        raise PlanError("no prompt pairs.", where="pairs", fix=fix)
-    refuse_unequal(tokenized)
-    check_wrong(metrics, {number: one.wrong_ids for number, one in enumerate(tokenized)})
 
 
 def _parts(model: Model, kinds: Sequence[str], named: tuple[str, str]) -> Parts:
