@@ -98,7 +98,9 @@ class Circuit:
             raise CircuitError("that is no edge.", where="edge", seen=repr(text), fix=fix)
         for name, names in ((left, self.graph.sender_names), (right, self.graph.input_names)):
             if name not in names:
-                raise CircuitError(f"no {name!r} in this graph.", where="edge", seen=text, fix=suggest(name, names))
+                close, layers = suggest(name, names), self.graph.n_layers
+                fix = close if close.startswith("did") else f"layers 0–{layers - 1}: {names[0]}, …"
+                raise CircuitError(f"no {name!r} in this graph.", where="edge", seen=text, fix=fix)
         pos = int(place) if at else None
         return self.graph.sender_names.index(left), self.graph.input_names.index(right), pos
 
