@@ -1,4 +1,5 @@
-// Builds the widget's one bundle into the Python package; --check only says whether the committed one is fresh.
+// Builds the widget's bundles into the Python package; --check only says whether the committed ones are fresh.
+import { createHash } from 'node:crypto'
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -7,23 +8,27 @@ import { build, transform } from 'esbuild'
 const BUDGET = 60_000
 const LIMIT = 80_000
 const here = dirname(fileURLToPath(import.meta.url))
-const target = join(here, '..', 'nbpatch', 'view', 'static', 'workbench.js')
+const folder = join(here, '..', 'nbpatch', 'view', 'static')
 
-const result = await build({
-  absWorkingDir: here,
-  entryPoints: ['src/index.ts'],
-  bundle: true,
-  minify: true,
-  write: false,
-  format: 'esm',
-  target: 'es2022',
-  charset: 'utf8',
-  legalComments: 'none',
-  jsxFactory: 'h',
-  jsxFragment: 'Fragment',
-  define: { 'define.amd': 'false' },
-  plugins: [{ name: 'css-as-text', setup: cssAsText }],
-})
+/** Returns the code of one entry, everything it imports included. */
+async function bundle(entry, define = {}) {
+  const made = await build({
+    absWorkingDir: here,
+    entryPoints: [`src/${entry}.ts`],
+    bundle: true,
+    minify: true,
+    write: false,
+    format: 'esm',
+    target: 'es2022',
+    charset: 'utf8',
+    legalComments: 'none',
+    jsxFactory: 'h',
+    jsxFragment: 'Fragment',
+    define: { 'define.amd': 'false', VERSIONS: '{}', ...define },
+    plugins: [{ name: 'css-as-text', setup: cssAsText }],
+  })
+  return made.outputFiles[0].text
+}
 
 function cssAsText(plugin) {
   plugin.onResolve({ filter: /\.css\?inline$/ }, ({ path, resolveDir }) => ({
@@ -40,14 +45,24 @@ function cssAsText(plugin) {
   })
 }
 
-const code = result.outputFiles[0].text
-if (code.length > LIMIT) throw new Error(`the bundle has ${code.length} bytes; the limit is ${LIMIT}`)
-if (process.argv.includes('--check')) {
-  if (readFileSync(target, 'utf8') !== code)
-    throw new Error('nbpatch/view/static is not what js/ builds: run "make js"')
-} else {
-  mkdirSync(dirname(target), { recursive: true })
-  writeFileSync(target, code)
+function put(name, code) {
+  const size = Buffer.byteLength(code)
+  if (size > LIMIT) throw new Error(`${name} has ${size} bytes; the limit is ${LIMIT}`)
+  const target = join(folder, name)
+  if (process.argv.includes('--check')) {
+    if (readFileSync(target, 'utf8') !== code)
+      throw new Error('nbpatch/view/static is not what js/ builds: run "make js"')
+  } else {
+    mkdirSync(folder, { recursive: true })
+    writeFileSync(target, code)
+  }
+  console.log(`${name} ${size} bytes${size > BUDGET ? `, over the budget of ${BUDGET}` : ''}`)
 }
-const size = Buffer.byteLength(code)
-console.log(`workbench.js ${size} bytes${size > BUDGET ? `, over the budget of ${BUDGET}` : ''}`)
+
+const versions = {}
+for (const name of ['views', 'graphs']) {
+  const code = await bundle(name)
+  versions[name] = createHash('sha256').update(code).digest('hex').slice(0, 12)
+  put(`${name}.js`, code)
+}
+put('workbench.js', await bundle('index', { VERSIONS: JSON.stringify(versions) }))

@@ -4,40 +4,46 @@ What the page shows is always `Workbench.result` and its neighbours: a sweep tha
 """
 
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import xarray as xr
+import pandas as pd
+import traitlets
 
-from nbpatch.controls import Ask, as_magic, as_python, describe_error, typed
-from nbpatch.engine import Origin, Progress, run
+from nbpatch.engine import Origin, run
 from nbpatch.errors import NbpatchError, PlanError, suggest
+from nbpatch.live.controls import Ask, describe_error, typed
+from nbpatch.live.exports import exported
+from nbpatch.live.kept import Kept
+from nbpatch.live.question import Answer, Question, Reply
+from nbpatch.live.stream import Stream
+from nbpatch.live.worker import Worker
 from nbpatch.methods.companions import attention
 from nbpatch.metrics import as_metrics
 from nbpatch.model import Model, load
-from nbpatch.plan import DIRECTIONS, NOT_RUN, Plan, make_plan
+from nbpatch.plan import NOT_RUN, Plan, make_plan
 from nbpatch.prompts import Pairs, PromptPair, as_pairs
 from nbpatch.result import Result
 from nbpatch.sites import default_over, parse_over
-from nbpatch.view import export, payload, plots, saved
+from nbpatch.view import export, payload, saved
 from nbpatch.view.payload import Message
 from nbpatch.view.widgets import PatchWidget
-from nbpatch.worker import Worker
-
-_UPDATE_EVERY = 0.05
-"""Seconds between two updates of a running map: Jupyter's server drops messages silently when they come too fast."""
 
 _POLL = 0.02
 
+_CONTROLS = ("component", "direction", "metric")
+"""The controls that are traits: set in Python, by a link or on the page."""
+
+_ANSWERS: dict[str, Answer] = {}
+"""What views may ask, by the kind of question."""
 
 _worker = Worker()
 
 
-class Workbench:
+class Workbench(PatchWidget):
     """Two prompts, a sweep and its linked views, alive in one notebook cell.
 
     Args:
@@ -49,9 +55,23 @@ class Workbench:
         metric: as in `nbpatch.patch`; the first is shown.
         result: a finished sweep to start from.
 
+    Attributes:
+        component, direction, metric: the controls; setting one runs what is missing, as a click would.
+        pairs: the prompts on screen; setting them runs them.
+        result: the sweep on screen, finished or as far as it got; setting one that this session has run shows it.
+        selection: the chosen cell, a label per axis; None for none.
+
+    All of them can be observed and linked like any trait of ipywidgets; `pairs` and `result` only in Python.
+
     Raises:
         NbpatchError: what `nbpatch.patch` raises for the same arguments.
     """
+
+    component: Any = traitlets.Unicode().tag(sync=True)
+    direction: Any = traitlets.Unicode().tag(sync=True)
+    metric: Any = traitlets.Unicode().tag(sync=True)
+    pairs: Any = traitlets.Any()
+    result: Any = traitlets.Any()
 
     def __init__(
         self,
@@ -66,50 +86,41 @@ class Workbench:
     ) -> None:
         self.model: Model = load(model)
         metrics = as_metrics(metric)
-        axes = parse_over(component, over)
-        self._ask = Ask(as_pairs(pairs), component, axes, direction, metrics, metrics[0].name)
+        self._ask = Ask(as_pairs(pairs), component, parse_over(component, over), direction, metrics, metrics[0].name)
         self._wanted = self._draft = self._ask
-        self._finished: dict[tuple[Any, ...], Result] = {}
+        self._kept = Kept()
         self._attention: dict[tuple[PromptPair, int], Result] = {}
+        self._answered: dict[Any, Any] = {}
         self._gen = 0
+        self._quiet = False
         self._cancelled = False
         self._done = threading.Event()
         self._failure: BaseException | None = None
-        self._result = (
-            self._keep(result) if result is not None else run(self._plan(self._ask), self.model, stop=_at_once)
-        )
-        self.widget = PatchWidget()
-        self.widget.listen(self._receive)
+        first = result if result is not None else run(self._plan(self._ask), self.model, stop=_at_once)
+        if result is not None:
+            self._kept.keep(self._ask, result)
+        super().__init__()
+        self.listen(self._receive)
+        self._tell(self._ask, first)
         self._describe()
-        self.widget.status = {"state": "idle", "text": self._summary(), "gen": 0}
-
-    @property
-    def result(self) -> Result:
-        """The sweep on screen, finished or as far as it got."""
-        return self._result
+        self.status = {"state": "idle", "text": self._summary(), "gen": 0}
 
     @property
     def results(self) -> tuple[Result, ...]:
         """All finished sweeps, one per direction."""
-        return tuple(self._finished.values())
+        return self._kept.all()
 
     @property
-    def pairs(self) -> Pairs:
-        """The prompts on screen."""
-        return self._ask.pairs
-
-    @property
-    def selection(self) -> Mapping[str, Any] | None:
-        """The chosen cell, a label per axis; None for none. Can be set."""
-        return self.widget.selection
-
-    @selection.setter
-    def selection(self, cell: Mapping[str, Any] | None) -> None:
-        axes = [axis for axis in self._ask.over if cell is not None and axis not in cell]
-        if axes:
-            fix = "wb.selection = {" + ", ".join(f'"{axis}": 0' for axis in self._ask.over) + "}"
-            raise PlanError("a selection names every swept axis.", where="selection", seen=f"no {axes[0]}", fix=fix)
-        self.widget.selection = None if cell is None else dict(cell)
+    def selected(self) -> pd.DataFrame:
+        """The rows of `result.to_frame()` that are chosen; none when nothing is."""
+        frame = self.result.to_frame(self._ask.metric)
+        chosen = pd.Series(data=False, index=frame.index)
+        for cell in [self.selection] if self.selection else []:
+            here = pd.Series(data=True, index=frame.index)
+            for axis, label in cell.items():
+                here &= frame[axis] == label
+            chosen |= here
+        return frame.loc[chosen].reset_index(drop=True)
 
     def run(self, *, wait: bool = True) -> Result:
         """Runs what the controls ask for, unless it is finished already, and returns the result.
@@ -120,9 +131,9 @@ class Workbench:
         Raises:
             NbpatchError: the run failed.
         """
-        self._start(self._ask)
+        self._start(self._wanted)
         if not wait:
-            return self._result
+            return self.result
         try:
             while not self._done.wait(_POLL):
                 pass
@@ -131,7 +142,7 @@ class Workbench:
             self._done.wait()
         if self._failure is not None:
             raise self._failure
-        return self._result
+        return self.result
 
     def cancel(self) -> None:
         """Stops the run before its next wave; finished cells are kept."""
@@ -139,10 +150,87 @@ class Workbench:
 
     def to_html(self, path: str) -> Path:
         """Writes what is finished as one self-contained HTML page and returns its path."""
-        return export.write(path, [self._result, *self._others()], self._patterns(self._ask))
+        return export.write(path, [self.result, *self._kept.others(self._ask)], self._patterns(self._ask))
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        return saved.mimebundle_of(self.widget, self._result)
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        return saved.with_picture(super()._repr_mimebundle_(**kwargs), self.result)
+
+    # -- set in Python, or through a link
+
+    @traitlets.validate("selection")
+    def _check_selection(self, proposal: Any) -> Any:
+        cell = proposal["value"]
+        axes = [axis for axis in self._ask.over if cell is not None and axis not in cell]
+        # What comes from the page was true there a moment ago; the map on screen may be another one by now.
+        if axes and "selection" not in self._property_lock:
+            fix = "wb.selection = {" + ", ".join(f'"{axis}": 0' for axis in self._ask.over) + "}"
+            raise PlanError("a selection names every swept axis.", where="selection", seen=f"no {axes[0]}", fix=fix)
+        return None if cell is None else dict(cell)
+
+    @traitlets.validate(*_CONTROLS)
+    def _check_control(self, proposal: Any) -> Any:
+        name = proposal["trait"].name
+        try:
+            if not self._quiet:
+                self._plan(self._changed({name: proposal["value"]}))
+        except NbpatchError as error:
+            if name not in self._property_lock:
+                raise
+            self._fail(error, self._gen)
+            return getattr(self._wanted, name)
+        return proposal["value"]
+
+    @traitlets.validate("pairs")
+    def _check_pairs(self, proposal: Any) -> Any:
+        pairs = as_pairs(proposal["value"])
+        if not self._quiet:
+            self._plan(replace(self._wanted, pairs=pairs, pair=0))
+        return pairs
+
+    @traitlets.validate("result")
+    def _check_result(self, proposal: Any) -> Any:
+        result = proposal["value"]
+        if not self._quiet:
+            why = "no result" if not isinstance(result, Result) else saved.picture_only(result)
+            if why or not isinstance(result.origin, Origin) or result.origin.model is not self.model:
+                fix = 'wb.result = nbp.patch(wb.model, wb.pairs, "z")'
+                what = "a workbench shows sweeps of its own model."
+                raise PlanError(what, where="result", seen=why or "a result without this model", fix=fix)
+        return result
+
+    @traitlets.observe(*_CONTROLS)
+    def _on_control(self, change: Any) -> None:
+        if not self._quiet:
+            self._start(self._changed({change["name"]: change["new"]}))
+
+    @traitlets.observe("pairs")
+    def _on_pairs(self, change: Any) -> None:
+        if not self._quiet:
+            self._start(replace(self._wanted, pairs=change["new"], pair=0))
+
+    @traitlets.observe("result")
+    def _on_result(self, change: Any) -> None:
+        if not self._quiet:
+            ask = _asked(change["new"].origin.plan, change["new"].provenance["direction"])
+            self._kept.keep(ask, change["new"])
+            self._start(ask)
+
+    @contextmanager
+    def _quietly(self) -> Generator[None]:
+        """Sets traits to what is on screen, which asks for nothing."""
+        before, self._quiet = self._quiet, True
+        try:
+            yield
+        finally:
+            self._quiet = before
+
+    def _tell(self, ask: Ask, result: Result) -> None:
+        """Puts controls and result where Python sees them."""
+        self._ask = ask
+        with self._quietly():
+            self.component, self.direction, self.metric = ask.component, ask.direction, ask.metric
+            self.pairs = ask.pairs
+            self.result = result
 
     # -- from the page
 
@@ -154,7 +242,7 @@ class Workbench:
         elif kind == "need":
             _worker.submit((self, "need"), self._send_maps)
         elif kind == "run":
-            self._start(self._ask)
+            self._start(self._wanted)
         elif kind in ("set", "edit"):
             self._guarded(lambda: self._start(self._edited(message) if kind == "edit" else self._changed(message)))
         elif kind == "attention":
@@ -162,6 +250,8 @@ class Workbench:
             _worker.submit((self, "attention", layer), lambda: self._send_attention(layer))
         elif kind == "export":
             _worker.submit((self, "export"), lambda: self._guarded(lambda: self._send_export(str(message["kind"]))))
+        elif kind == "ask":
+            self._answer(message)
 
     def _changed(self, message: Message) -> Ask:
         """Returns the controls after a change of one of them: of what was asked last, on screen or not yet."""
@@ -205,7 +295,7 @@ class Workbench:
         self._cancelled = False
         self._failure = None
         self._done.clear()
-        self.widget.error = None
+        self.error = None
         _worker.submit(self, lambda: self._work(ask, gen))
 
     def _work(self, ask: Ask, gen: int) -> None:
@@ -214,6 +304,7 @@ class Workbench:
         except Exception as error:  # noqa: BLE001 - whatever went wrong must reach the page, not die with the thread
             if gen == self._gen:
                 self._wanted = self._ask
+                self._tell(self._ask, self.result)
             self._failure = error
             self._fail(error, gen)
         finally:
@@ -223,69 +314,51 @@ class Workbench:
     def _sweep(self, ask: Ask, gen: int) -> None:
         if gen != self._gen:
             return
-        missing = [direction for direction in ask.directions if ask.sweep(direction) not in self._finished]
+        missing = self._kept.missing(ask)
         if missing:
             plan = self._plan(ask, "both" if len(missing) > 1 else missing[0])
             # The controls and the prompts are shown before the first numbers: the base runs alone are quick.
-            self._show(ask, self._joined(ask, run(plan, self.model, stop=_at_once)))
-            stream = _Stream(self, ask, gen, plan)
+            begun = run(plan, self.model, stop=_at_once)
+            self._show(ask, self._kept.joined(ask, begun))
+            stream = Stream(ask, plan, begun, lambda status: self._say(status, gen), lambda one: self._post(one, gen))
             result = run(plan, self.model, on_progress=stream.send, stop=lambda: self._cancelled or gen != self._gen)
             if gen != self._gen:
                 return
             complete = not (result.data["state"] == NOT_RUN).any()
-            self._show(ask, self._joined(ask, self._keep(result, ask) if complete else result))
+            self._show(ask, self._kept.joined(ask, self._kept.keep(ask, result) if complete else result))
         else:
-            self._show(ask, self._joined(ask, None))
-        self.widget.status = {"state": "cancelled" if self._cancelled else "done", "text": self._summary(), "gen": gen}
+            self._show(ask, self._kept.joined(ask, None))
+        self._say({"state": "cancelled" if self._cancelled else "done", "text": self._summary()}, gen)
 
     def _show(self, ask: Ask, result: Result) -> None:
         """Puts a result on screen: controls first, then its maps."""
-        self._ask = ask
         if ask is self._wanted:
             self._draft = ask
-        self._result = result
-        self.widget.error = None
+        self._tell(ask, result)
+        self.error = None
         self._describe()
         self._send_maps()
-
-    def _keep(self, result: Result, ask: Ask | None = None) -> Result:
-        """Remembers a finished sweep, each direction on its own, and returns it."""
-        asked = ask or self._ask
-        if "direction" not in result.data.dims:
-            self._finished[asked.sweep(result.provenance["direction"])] = result
-            return result
-        for direction in DIRECTIONS:
-            provenance = {**result.provenance, "direction": direction}
-            one = replace(result, data=result.data.sel(direction=direction, drop=True), provenance=provenance)
-            self._finished[asked.sweep(direction)] = one
-        return result
-
-    def _joined(self, ask: Ask, fresh: Result | None) -> Result:
-        """Returns the result for all directions asked for, from what was just run and what was finished before."""
-        if fresh is not None and fresh.provenance["direction"] == ask.direction:
-            return fresh
-        parts = [self._finished.get(ask.sweep(direction), fresh) for direction in ask.directions]
-        found = [part for part in parts if part is not None]
-        if len(found) == 1:
-            return found[0]
-        data = xr.concat([part.data for part in found], "direction", join="exact", coords="different", compat="equals")
-        data = data.assign_coords(direction=list(ask.directions))
-        provenance = {**found[-1].provenance, "direction": "both"}
-        warnings = dict.fromkeys(w for part in found for w in part.warnings if not w.startswith("One direction only"))
-        return replace(found[-1], data=data, provenance=provenance, warnings=tuple(warnings))
 
     # -- to the page
 
     def _describe(self) -> None:
         works = {name: one.note for name, one in self.model.capabilities.items() if one.status != "works"}
         ask = self._ask
-        spec = payload.describe(self._result, pair=ask.pair, metric=ask.metric, can_run=True, works=works)
-        self.widget.spec = {**spec, "direction": ask.direction, "gen": self._gen}
+        spec = payload.describe(self.result, pair=ask.pair, metric=ask.metric, can_run=True, works=works)
+        self.spec = {**spec, "direction": ask.direction, "gen": self._gen}
+
+    def _say(self, status: Message, gen: int) -> None:
+        if gen == self._gen:
+            self.status = {**status, "gen": gen}
+
+    def _post(self, one: payload.Map, gen: int) -> None:
+        if gen == self._gen:
+            self.post(*one.message(gen))
 
     def _send_maps(self) -> None:
-        final = not bool((self._result.data["state"] == NOT_RUN).any())
-        for one in payload.maps_of(self._result, self._ask.metric, pair=self._ask.pair, final=final):
-            self.widget.post(*one.message(self._gen))
+        final = not bool((self.result.data["state"] == NOT_RUN).any())
+        for one in payload.maps_of(self.result, self._ask.metric, pair=self._ask.pair, final=final):
+            self.post(*one.message(self._gen))
 
     def _patterns(self, ask: Ask) -> Result | None:
         """Returns the attention of the pair on screen, or None where this model or pair has none to show."""
@@ -302,33 +375,38 @@ class Workbench:
         if patterns is None or not 0 <= layer < patterns.data.sizes["layer"]:
             return
         head, values = payload.attention_message(patterns, layer)
-        self.widget.post({**head, "pair": self._ask.pair, "gen": self._gen}, [values.tobytes()])
+        self.post({**head, "pair": self._ask.pair, "gen": self._gen}, [values.tobytes()])
 
     def _send_export(self, kind: str) -> None:
-        message: Message = {"v": payload.VERSION, "type": "export", "kind": kind, "gen": self._gen}
-        if kind == "png":
-            picture = plots.png(self._result, self._ask.metric)
-            self.widget.post({**message, "filename": "nbpatch.png", "mime": "image/png"}, [picture])
-            return
-        makers: dict[str, tuple[str, str, Callable[[], str]]] = {
-            "csv": ("nbpatch.csv", "text/csv", lambda: self._result.to_frame(self._ask.metric).to_csv(index=False)),
-            "html": (
-                "nbpatch.html",
-                "text/html",
-                lambda: export.page([self._result, *self._others()], self._patterns(self._ask)),
-            ),
-            "python": ("nbpatch.py", "text/x-python", lambda: as_python(self._ask, self.model.name)),
-            "magic": ("nbpatch.txt", "text/plain", lambda: as_magic(self._ask, self.model.name)),
-        }
-        filename, mime, make = makers[kind]
-        self.widget.post({**message, "filename": filename, "mime": mime, "text": make()})
+        others, patterns = self._kept.others(self._ask), self._patterns(self._ask)
+        head, buffers = exported(kind, self._ask, self.result, others, patterns)
+        self.post({"v": payload.VERSION, "gen": self._gen, **head}, buffers)
 
-    def _others(self) -> list[Result]:
-        """Returns finished sweeps of the pairs on screen that are not on screen themselves."""
-        shown = [self._finished.get(self._ask.sweep(direction)) for direction in self._ask.directions]
-        return [
-            one for key, one in self._finished.items() if key[0] == self._ask.pairs and not any(one is s for s in shown)
-        ]
+    def _answer(self, message: Message) -> None:
+        """Enqueues the answer to a question; between two of its replies other work is done."""
+        kind, key = str(message.get("kind")), str(message.get("key"))
+        head = {"v": payload.VERSION, "type": "answer", "kind": kind, "key": key, "id": message.get("id")}
+        owner = (self, "ask", key)
+
+        def begin() -> None:
+            if kind not in _ANSWERS:
+                raise PlanError(f"no question {kind!r}.", where="ask", fix=suggest(kind, _ANSWERS))
+            question = Question(self.model, self._ask, self.result, message, self._answered)
+            go_on(iter(_ANSWERS[kind](question)))
+
+        def go_on(replies: Iterator[Reply]) -> None:
+            reply = next(replies, None)
+            if reply is not None:
+                self.post({**head, **reply[0]}, reply[1])
+                _worker.follow(owner, lambda: guarded(lambda: go_on(replies)))
+
+        def guarded(action: Callable[[], None]) -> None:
+            try:
+                action()
+            except Exception as error:  # noqa: BLE001 - the view that asked shows it; the sweep stays as it is
+                self.post({**head, "error": describe_error(error)})
+
+        _worker.submit(owner, lambda: guarded(begin))
 
     def _guarded(self, action: Callable[[], None]) -> None:
         try:
@@ -338,12 +416,12 @@ class Workbench:
 
     def _fail(self, error: Exception, gen: int) -> None:
         """Shows an error on the page; the last finished sweep stays behind it."""
-        self.widget.error = describe_error(error)
-        self.widget.status = {"state": "error", "text": str(error).split("\n", 1)[0], "gen": gen}
+        self.error = describe_error(error)
+        self.status = {"state": "error", "text": str(error).split("\n", 1)[0], "gen": gen}
 
     def _summary(self) -> str:
         """Returns how much of the sweep on screen was run."""
-        states = self._result.data["state"]
+        states = self.result.data["state"]
         measured, exact, left = (int((states == code).sum()) for code in (0, 1, NOT_RUN))
         parts = [f"{measured} cells run exactly"]
         parts += [f"{exact} exactly 0 by construction"] if exact else []
@@ -356,64 +434,16 @@ class Workbench:
         return " · ".join(parts)
 
 
-class _Stream:
-    """Sends a running sweep to the page, at most every `_UPDATE_EVERY` seconds."""
-
-    def __init__(self, bench: Workbench, ask: Ask, gen: int, plan: Plan) -> None:
-        self._bench, self._ask, self._gen, self._plan = bench, ask, gen, plan
-        self._sent = 0.0
-        self._baselines = bench.result.baselines
-
-    def send(self, progress: Progress) -> None:
-        """Takes the progress of a run; sends its maps and its status when it is time."""
-        now = time.monotonic()
-        if now - self._sent < _UPDATE_EVERY or self._bench._gen != self._gen:  # pyright: ignore[reportPrivateUsage]
-            return
-        self._sent = now
-        self._bench.widget.status = self._status(progress)
-        for one in self._maps(progress):
-            self._bench.widget.post(*one.message(self._gen))
-
-    def _status(self, progress: Progress) -> Message:
-        left = progress.seconds / progress.done * (progress.total - progress.done) if progress.done else None
-        return {
-            "state": "running",
-            "text": f"Running: {progress.done} of {progress.total} cells exact.",
-            "done": progress.done,
-            "total": progress.total,
-            "seconds_left": None if left is None else round(left, 1),
-            "gen": self._gen,
-        }
-
-    def _maps(self, progress: Progress) -> list[payload.Map]:
-        ask, name = self._ask, self._ask.metric
-        baselines = {
-            side: float(self._baselines[side].sel(metric=name).isel(pair=ask.pair)) for side in ("clean", "corrupted")
-        }
-        sizes = progress.state.shape[1:-1]
-        coords = {
-            axis: self._plan.shape.head_labels(ask.component) if axis == "head" else range(size)
-            for axis, size in zip(ask.over, sizes, strict=True)
-        }
-        maps: list[payload.Map] = []
-        for number, direction in enumerate(self._plan.directions):
-            key = {
-                "component": ask.component,
-                "over": list(ask.over),
-                "direction": direction,
-                "metric": name,
-                "pair": ask.pair,
-            }
-            values = np.array(progress.values[name][number, ..., ask.pair])
-            states = np.array(progress.state[number, ..., ask.pair])
-            unit = next(metric.unit for metric in ask.metrics if metric.name == name)
-            maps.append(payload.build_map(values, states, key, baselines, coords=coords, unit=unit, final=False))
-        return maps
-
-
 def _at_once() -> bool:
     """Stops a run before its first wave: only the base runs are made."""
     return True
+
+
+def _asked(plan: Plan, direction: str) -> Ask:
+    """Returns the controls that a live result was made with."""
+    pairs = Pairs([one.pair for one in plan.tokenized])
+    metrics = tuple(plan.metrics)
+    return Ask(pairs, plan.component, tuple(plan.over), direction, metrics, metrics[0].name)
 
 
 # -- what live results are displayed with (nbpatch.display)
@@ -426,11 +456,16 @@ def show(result: Result, **options: Any) -> Any:
     origin = result.origin
     if saved.picture_only(result) or not isinstance(origin, Origin):
         return saved.show(result, **options)
-    plan = origin.plan
-    pairs = [one.pair for one in plan.tokenized]
-    direction = result.provenance["direction"]
-    metrics = list(plan.metrics)
-    return Workbench(origin.model, pairs, plan.component, plan.over, direction=direction, metric=metrics, result=result)
+    ask = _asked(origin.plan, result.provenance["direction"])
+    return Workbench(
+        origin.model,
+        ask.pairs,
+        ask.component,
+        ask.over,
+        direction=ask.direction,
+        metric=list(ask.metrics),
+        result=result,
+    )
 
 
 def to_html(result: Result, path: str, *, attention: bool = True) -> Path:
@@ -452,4 +487,6 @@ def _patterns_of(origin: Any) -> Result | None:
 def mimebundle(result: Result) -> Any:
     """Returns the notebook display of a result: widget where it fits, picture and text."""
     shown = None if saved.picture_only(result) else show(result)
-    return saved.mimebundle_of(shown.widget, result) if isinstance(shown, Workbench) else saved.mimebundle(result)
+    if not isinstance(shown, Workbench):
+        return saved.mimebundle(result)
+    return shown._repr_mimebundle_()  # pyright: ignore[reportPrivateUsage]

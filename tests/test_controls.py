@@ -5,8 +5,8 @@ import ast
 import pytest
 
 import nbpatch as nbp
-from nbpatch.controls import Ask, as_magic, as_python, describe_error, typed
 from nbpatch.errors import MetricError, PromptError
+from nbpatch.live.controls import Ask, as_magic, as_python, describe_error, typed
 from nbpatch.magics import read_spec
 from nbpatch.metrics import as_metrics
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import nbpatch as nbp
-from nbpatch.controls import as_magic, as_python, describe_error
 from nbpatch.engine import Progress
 from nbpatch.errors import NbpatchError, PlanError, PromptError
+from nbpatch.live.controls import as_magic, as_python, describe_error
+from nbpatch.live.worker import Worker
 from nbpatch.model import Model, load
 from nbpatch.plan import NOT_RUN
 from nbpatch.workbench import Workbench
-from nbpatch.worker import Worker
 
 PAIR = nbp.PromptPair(" Mary and John gave", " John and Mary gave", " Paul", " Mary")
 OTHER = nbp.PromptPair(" Paul and John went", " John and Paul went", " Mary", " Paul")
@@ -34,7 +34,7 @@ class Page:
         self.bench = bench
         self.got: list[dict[str, Any]] = []
         self.buffers: list[list[bytes]] = []
-        monkeypatch.setattr(bench.widget, "send", self._take)
+        monkeypatch.setattr(bench, "send", self._take)
 
     def _take(self, message: dict[str, Any], buffers: Any = ()) -> None:
         self.got.append(message)
@@ -62,7 +62,7 @@ def page(model: Model, monkeypatch: pytest.MonkeyPatch) -> Page:
 
 
 def test_before_the_run_the_prompts_and_both_baselines_are_there(page: Page) -> None:
-    spec = json.loads(json.dumps(page.bench.widget.spec))
+    spec = json.loads(json.dumps(page.bench.spec))
     assert spec["pairs"][0]["clean_tokens"][1] == " Mary"
     assert spec["pairs"][0]["metrics"]["logit_diff"]["clean"] != spec["pairs"][0]["metrics"]["logit_diff"]["corrupted"]
     assert bool((page.bench.result.data["state"] == NOT_RUN).any())
@@ -77,7 +77,7 @@ def test_run_returns_what_patch_returns_and_the_page_has_it(page: Page, model: M
     assert last["final"]
     shown = np.frombuffer(page.buffers[page.got.index(last)][0], np.float32)
     np.testing.assert_allclose(shown, same.effect(per_pair=True).sel(pair=0).to_numpy().ravel(), atol=1e-6)
-    assert page.bench.widget.status["state"] == "done"
+    assert page.bench.status["state"] == "done"
 
 
 def test_turning_the_direction_runs_the_missing_one_and_comes_back_at_once(page: Page, monkeypatch) -> None:
@@ -90,7 +90,7 @@ def test_turning_the_direction_runs_the_missing_one_and_comes_back_at_once(page:
     page.settle()
     assert runs == []
     assert list(page.bench.result.data["direction"].to_numpy()) == ["denoising", "noising"]
-    assert page.bench.widget.spec["direction"] == "both"
+    assert page.bench.spec["direction"] == "both"
     page.say("set", direction="denoising")
     page.settle()
     assert runs == []
@@ -133,7 +133,7 @@ def test_a_metric_that_was_not_measured_is_run_and_shown(page: Page) -> None:
     page.say("set", metric="kl")
     page.settle()
     assert page.wait_for("map")[-1]["key"]["metric"] == "kl"
-    assert page.bench.widget.spec["metric"] == "kl"
+    assert page.bench.spec["metric"] == "kl"
 
 
 def test_the_other_pair_is_shown_without_a_run(page: Page, monkeypatch) -> None:
@@ -157,13 +157,13 @@ def test_an_edit_that_does_not_fit_keeps_the_last_sweep_and_can_be_completed(pag
     finished = page.bench.run()
     page.say("edit", field="clean", pair=0, value=" Mary and John and Paul gave")
     page.settle()
-    assert page.bench.widget.error["field"] == "clean"
-    assert page.bench.widget.error["title"].startswith("the prompts have different numbers of tokens")
-    assert page.bench.widget.status["state"] == "error"
+    assert page.bench.error["field"] == "clean"
+    assert page.bench.error["title"].startswith("the prompts have different numbers of tokens")
+    assert page.bench.status["state"] == "error"
     assert page.bench.result is finished
     page.say("edit", field="corrupted", pair=0, value=" John and Mary and John gave")
     page.settle()
-    assert page.bench.widget.error is None
+    assert page.bench.error is None
     assert page.bench.pairs[0].clean == " Mary and John and Paul gave"
 
 
@@ -172,7 +172,7 @@ def test_an_empty_wrong_answer_means_none(page: Page) -> None:
     page.settle()
     page.say("edit", field="wrong", pair=0, value="")
     page.settle()
-    assert page.bench.widget.error["title"].startswith("logit_diff needs a wrong answer")
+    assert page.bench.error["title"].startswith("logit_diff needs a wrong answer")
 
 
 def test_quick_changes_are_all_kept(page: Page, monkeypatch) -> None:
@@ -208,7 +208,7 @@ def test_a_newer_request_supersedes_a_running_one(page: Page, monkeypatch) -> No
     page.say("set", component="mlp_out")
     page.settle()
     assert page.bench.result.provenance["component"] == "mlp_out"
-    assert {key[1] for key in page.bench._finished} == {"mlp_out"}
+    assert {key[1] for key in page.bench._kept._found} == {"mlp_out"}
 
 
 def slow_waves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,8 +235,8 @@ def test_cancel_keeps_what_is_finished(page: Page, monkeypatch) -> None:
     states = page.bench.result.data["state"]
     assert bool((states == NOT_RUN).any())
     assert bool((states == 0).any())
-    assert page.bench.widget.status["state"] == "cancelled"
-    assert page.bench.widget.status["text"].startswith("Cancelled. ")
+    assert page.bench.status["state"] == "cancelled"
+    assert page.bench.status["text"].startswith("Cancelled. ")
     assert page.bench.results == ()
 
 
@@ -263,7 +263,7 @@ def test_a_running_map_streams_and_is_marked_as_not_final(page: Page, monkeypatc
     maps = page.wait_for("map", 3)
     assert [one["final"] for one in maps][-1]
     assert not maps[1]["final"]
-    statuses = page.bench.widget.status
+    statuses = page.bench.status
     assert statuses["text"].endswith("exactly 0 by construction")
 
 
@@ -331,7 +331,7 @@ def test_a_copied_cell_is_read_back_as_the_same_request(page: Page) -> None:
 
 def test_selection_can_be_set_and_is_checked(page: Page) -> None:
     page.bench.selection = {"layer": 1, "pos": 2}
-    assert page.bench.widget.selection == {"layer": 1, "pos": 2}
+    assert page.bench.selection == {"layer": 1, "pos": 2}
     with pytest.raises(PlanError, match="names every swept axis"):
         page.bench.selection = {"layer": 1}
     page.bench.selection = None
@@ -381,8 +381,8 @@ def test_an_unexpected_error_reaches_the_page_with_its_traceback(page: Page, mon
     monkeypatch.setattr(home, "run", broken)
     page.say("set", component="z")
     page.settle()
-    assert page.bench.widget.error["title"] == "RuntimeError: the disk is full"
-    assert any("broken" in line for line in page.bench.widget.error["lines"])
+    assert page.bench.error["title"] == "RuntimeError: the disk is full"
+    assert any("broken" in line for line in page.bench.error["lines"])
     with pytest.raises(RuntimeError):
         page.bench.run()
 
@@ -409,11 +409,12 @@ def test_the_worker_runs_the_latest_job_of_each_owner() -> None:
 
 
 def test_progress_is_sent_at_most_twenty_times_a_second(page: Page) -> None:
-    from nbpatch.workbench import _Stream
+    from nbpatch.live.stream import Stream
 
     plan = page.bench._plan(page.bench._ask)
-    stream = _Stream(page.bench, page.bench._ask, page.bench._gen, plan)
+    sent: list[Any] = []
+    stream = Stream(page.bench._ask, plan, page.bench.result, lambda status: None, sent.append)
     values = {name: np.zeros(plan.states.shape) for name in ("logit_diff", "prob")}
     for done in range(1, 50):
         stream.send(Progress(done, 50, 1.0, values, plan.states))
-    assert len([one for one in page.got if one["type"] == "map"]) == 1
+    assert len(sent) == 1

@@ -1,16 +1,13 @@
 // The whole widget, top to bottom, and what it knows of the room it has.
 
-import { AttentionPanel, askForAttention } from './attention'
-import { Bar, Progress } from './bar'
-import { type Child, h, patch, type VNode } from './dom'
+import { Bar, Directions, Progress } from './bar'
+import { type Child, Fragment, h, patch, type VNode } from './dom'
 import { Card, Failure, Footer } from './foot'
 import { gridFor, NARROW, UPRIGHT, WIDE } from './geometry'
 import { Header, Sentence } from './head'
-import { Inspector } from './inspector'
+import type { ViewProps } from './load'
 import { followTheme, type Look, look } from './look'
 import { type Frame, HeatMaps } from './map'
-import { handOver } from './save'
-import { Quadrants } from './scatter'
 import type { Store } from './store'
 import { Strips } from './strips'
 import { STYLE } from './style'
@@ -39,35 +36,83 @@ interface Room {
 function App({ store, room }: { store: Store; room: Room }): Child {
   const frame = frameFor(store.width.value || GUESS, store.pair.clean_tokens, room.seen, room.font)
   const { theme, background } = room.seen
+  const { views, graphs } = store.bundles.value
+  const view = store.spec.value.view ?? 'workbench'
   return (
     <div
       class="nbp"
       data-testid="nbp-root"
       data-theme={theme}
+      data-view={view}
       style={background ? { '--bg': background } : {}}
     >
       <style>{STYLE}</style>
-      <div class="inside">
-        <Header store={store} />
-        <Failure store={store} />
-        <Sentence store={store} />
-        <Bar store={store} />
-        <Progress store={store} />
-        <div class="main">
-          <div class="sweep">
-            <Strips store={store} place={{ grid: frame.grid, wrap: frame.upright }} />
-            <div class="pair-of-views">
-              <HeatMaps store={store} frame={frame} />
-              <Quadrants store={store} frame={frame} />
-            </div>
-          </div>
-          <Inspector store={store} />
-          <AttentionPanel store={store} frame={frame} />
-        </div>
-        <Card store={store} />
-        <Footer store={store} />
+      {views && <style>{views.style}</style>}
+      {graphs && <style>{graphs.style}</style>}
+      <div class={view === 'workbench' ? 'inside' : 'inside alone'}>
+        {view === 'workbench' ? <Whole store={store} frame={frame} /> : one(view, { store, frame })}
       </div>
     </div>
+  )
+}
+
+/** One view by itself, as a widget of its own. */
+function one(view: string, props: ViewProps): Child {
+  const { store, frame } = props
+  const { views, graphs } = store.bundles.value
+  switch (view) {
+    case 'direction':
+      return <Directions store={store} />
+    case 'prompts':
+      return <Prompts store={store} frame={frame} />
+    case 'map':
+      return <Maps store={store} frame={frame} />
+    case 'attention':
+      return views?.attention(props)
+    default:
+      return graphs?.circuit(props)
+  }
+}
+
+const Prompts = ({ store, frame }: ViewProps): Child => (
+  <Strips store={store} place={{ grid: frame.grid, wrap: frame.upright }} />
+)
+
+const Maps = ({ store, frame }: ViewProps): Child => (
+  <div class="sweep">
+    <Prompts store={store} frame={frame} />
+    <div class="pair-of-views">
+      <HeatMaps store={store} frame={frame} />
+      {store.bundles.value.views?.scatter({ store, frame })}
+    </div>
+  </div>
+)
+
+/** The workbench: header, question, and what its tab shows. */
+function Whole({ store, frame }: ViewProps): Child {
+  const { views, graphs } = store.bundles.value
+  const tab = store.tab.value
+  return (
+    <>
+      <Header store={store} />
+      <Failure store={store} />
+      {tab === 'paths' && graphs?.paths({ store, frame })}
+      {tab === 'circuit' && graphs?.circuit({ store, frame })}
+      {tab === 'sweep' && (
+        <>
+          <Sentence store={store} />
+          <Bar store={store} />
+          <Progress store={store} />
+          <div class="main">
+            <Maps store={store} frame={frame} />
+            {views ? views.inspector({ store, frame }) : <aside class="inspector" />}
+            {views?.attention({ store, frame })}
+          </div>
+          <Card store={store} />
+        </>
+      )}
+      <Footer store={store} />
+    </>
   )
 }
 
@@ -83,7 +128,7 @@ export function show(el: HTMLElement, store: Store): () => void {
     due = false
     if (gone) return
     tree = patch(el, tree, <App store={store} room={room} />)
-    askForAttention(store)
+    for (const ask of store.bundles.value.views?.asks ?? []) ask(store)
   }
   const soon = () => {
     if (!due) queueMicrotask(draw)
@@ -100,24 +145,20 @@ export function show(el: HTMLElement, store: Store): () => void {
   draw()
   const observer = view.ResizeObserver ? new view.ResizeObserver(measure) : null
   observer?.observe(root)
-  const stops = [store.watch(soon), followTheme(el, measure), handExports(store, page)]
+  const stops = [store.watch(soon), followTheme(el, measure)]
+  const start = () => {
+    const starts = store.bundles.value.views?.starts
+    if (gone || !starts) return
+    unwatch()
+    stops.push(...starts.map((begin) => begin(store, page)))
+  }
+  const unwatch = store.watch(start)
+  start()
   return () => {
     gone = true
+    unwatch()
     observer?.disconnect()
     for (const stop of stops) stop()
     patch(el, tree, [])
   }
-}
-
-/** Hands what Python exported to the browser as it arrives. */
-function handExports(store: Store, page: Document): () => void {
-  let last = store.exported.value
-  return store.watch(() => {
-    const made = store.exported.value
-    if (!made || made === last) return
-    last = made
-    handOver(page, made).then((said) => {
-      store.notice.value = said
-    })
-  })
 }

@@ -47,7 +47,7 @@ export function Bar({ store }: { store: Store }): Child {
   )
 }
 
-function Directions({ store }: { store: Store }): Child {
+export function Directions({ store }: { store: Store }): Child {
   const now = store.shown.value.direction
   return (
     <div

@@ -1,9 +1,8 @@
 // The top of the widget: pairs, model, export; the sentence; the facts.
 
 import { type Child, Fragment, h } from './dom'
-import { saveHere } from './save'
 import { facts, type Part, type Side, sentence } from './sentence'
-import type { Store } from './store'
+import type { Store, Tab } from './store'
 import { Chip, Icon } from './ui'
 
 const brief = (text: string): string => (text.length > 24 ? `${text.slice(0, 22).trimEnd()}…` : text)
@@ -32,6 +31,7 @@ export function Header({ store }: { store: Store }): Child {
   }
   return (
     <header class="top">
+      <Tabs store={store} />
       {turn(-1)}
       <span class="pairname">
         Pair {now + 1} of {spec.pairs.length}
@@ -50,6 +50,38 @@ export function Header({ store }: { store: Store }): Child {
   )
 }
 
+const TABS: [Tab, string][] = [
+  ['sweep', 'Sweep'],
+  ['paths', 'Paths'],
+  ['circuit', 'Circuit'],
+]
+
+/** Sweep, paths or circuit; the latter two need a kernel. */
+function Tabs({ store }: { store: Store }): Child {
+  const now = store.tab.value
+  if (!store.spec.value.can_run) return null
+  return (
+    <div class="segments tabs-of-views" role="radiogroup" aria-label="View" data-testid="nbp-tab">
+      {TABS.map(([tab, label]) => (
+        <label key={tab} class={tab === now ? 'on' : ''}>
+          <input
+            type="radio"
+            name={`${store.id}t`}
+            value={tab}
+            checked={tab === now}
+            onKeyDown={(e) => e.stopPropagation()}
+            onChange={() => {
+              store.tab.value = tab
+              if (tab !== 'sweep') store.need('graphs')
+            }}
+          />
+          {label}
+        </label>
+      ))}
+    </div>
+  )
+}
+
 const KINDS: Record<string, string> = {
   png: 'Picture (PNG)',
   svg: 'Drawing (SVG)',
@@ -64,7 +96,7 @@ function Export({ store }: { store: Store }): Child {
     const box = near.closest('details')
     if (box) box.open = false
     if (store.host.live) store.host.send({ type: 'export', kind })
-    else saveHere(store, kind, near)
+    else store.bundles.value.views?.save(store, kind, near)
   }
   return (
     <details

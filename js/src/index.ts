@@ -2,6 +2,7 @@
 
 import { show } from './app'
 import { type Host, liveHost, type Model, staticHost } from './host'
+import { type BundleName, type Bundles, keep } from './load'
 import { Store } from './store'
 import type { StaticDocument } from './wire'
 
@@ -15,11 +16,17 @@ function mount(el: HTMLElement, host: Host): () => void {
 }
 
 /** Draws a page without a kernel, by default from the page's own #nbp-data; returns what takes it off again. */
-export const mountStatic = (el: HTMLElement, page?: StaticDocument): (() => void) =>
-  mount(
+export function mountStatic(
+  el: HTMLElement,
+  page?: StaticDocument,
+  bundles: Partial<Bundles> = {},
+): () => void {
+  for (const [name, one] of Object.entries(bundles)) keep(name as BundleName, Promise.resolve(one))
+  return mount(
     el,
     staticHost(page ?? JSON.parse(el.ownerDocument.getElementById('nbp-data')?.textContent ?? 'null')),
   )
+}
 
 export default {
   render: ({ model, el }: { model: Model; el: HTMLElement }): (() => void) => mount(el, liveHost(model)),

@@ -103,3 +103,16 @@ export function saveHere(store: Store, kind: string, near: HTMLElement): void {
   })
   canvas.toBlob((blob) => blob && download(page, `${stem}.png`, blob), 'image/png')
 }
+
+/** Hands what Python exported to the browser as it arrives. */
+export function handExports(store: Store, page: Document): () => void {
+  let last = store.exported.value
+  return store.watch(() => {
+    const made = store.exported.value
+    if (!made || made === last) return
+    last = made
+    handOver(page, made).then((said) => {
+      store.notice.value = said
+    })
+  })
+}

@@ -1,5 +1,6 @@
 // The page's state. One store per mounted view; nothing lives at module level.
 
+import { Asking } from './asking'
 import { limitOf } from './colour'
 import type { Host } from './host'
 import {
@@ -14,7 +15,7 @@ import {
   shownOf,
   strongestHead,
 } from './shown'
-import { Board, type Signal } from './signal'
+import type { Signal } from './signal'
 import { indexIn, shares } from './table'
 import {
   type Attention,
@@ -37,10 +38,13 @@ import {
 
 export type { Exported, Look, Mode, Shown } from './shown'
 
+/** What the workbench shows under its header. */
+export type Tab = 'sweep' | 'paths' | 'circuit'
+
 /** What of a pair can be typed. */
 export type Field = 'clean' | 'corrupted' | 'answer' | 'wrong'
 
-export class Store extends Board {
+export class Store extends Asking {
   readonly spec: Signal<Spec>
   readonly status: Signal<Status>
   readonly error: Signal<Trouble | null>
@@ -50,13 +54,13 @@ export class Store extends Board {
   readonly shown: Signal<Shown>
   readonly maps = this.cell<ReadonlyMap<string, HeatMap>>(new Map())
   readonly attention = this.cell<ReadonlyMap<string, Attention>>(new Map())
+  readonly tab = this.cell<Tab>('sweep')
   readonly mode = this.cell<Mode>('clean')
   readonly head = this.cell<{ layer: number; head: number } | null>(null)
   /** Cell of an attention matrix under the pointer. */
   readonly look = this.cell<Look>({ dest: null, src: null })
   /** Tells this view's radio groups from those of other views of the page. */
   readonly id = `nbp${Math.random().toString(36).slice(2)}`
-  readonly notice = this.cell('')
   /** Counts up to make the prompt inputs forget what was typed. */
   readonly resets = this.cell(0)
   readonly exported = this.cell<Exported | null>(null)
@@ -95,8 +99,8 @@ export class Store extends Board {
   /** Takes the store off its host. */
   readonly close: () => void
 
-  constructor(readonly host: Host) {
-    super()
+  constructor(host: Host) {
+    super(host)
     const now = host.read()
     this.spec = this.cell(now.spec)
     this.status = this.cell(now.status)
@@ -112,6 +116,7 @@ export class Store extends Board {
       message: (content, buffers) => this.onMessage(content, buffers),
     })
     host.send({ type: 'need' })
+    this.need('views')
   }
 
   // ---- from Python
@@ -122,6 +127,7 @@ export class Store extends Board {
       this.maps.value = new Map()
       this.attention.value = new Map()
       this.asked.clear()
+      this.forget()
       this.drafts = {}
       this.last = []
       this.hover.value = null
@@ -156,6 +162,8 @@ export class Store extends Board {
   private onMessage(content: Dict, buffers: Buffers): void {
     if (Number(content.v) > VERSION) return this.warnNewer(Number(content.v))
     if (content.v !== VERSION) return
+    if (content.type === 'bundle') return this.onBundle(content, bytesOf(content, buffers, 0))
+    if (content.type === 'answer') return this.onAnswer(content, buffers)
     if (content.type === 'export') {
       const bytes = bytesOf(content, buffers, 0)
       this.exported.value = { ...content, ...(bytes ? { bytes } : {}) } as Exported

@@ -1,12 +1,10 @@
 // The widget's style sheet. It stands inside the widget's own root, so that shadow roots have it too.
 
-import attention from './attention.css?inline'
 import bar from './bar.css?inline'
 import base from './base.css?inline'
 import head from './head.css?inline'
 import map from './map.css?inline'
 import room from './room.css?inline'
-import side from './side.css?inline'
 import strips from './strips.css?inline'
 import { SCALE, TOKENS } from './style.generated'
 
@@ -18,4 +16,4 @@ const variables = (theme: 'light' | 'dark'): string => {
 
 const themes = `.nbp{${variables('light')}}.nbp[data-theme=dark]{${variables('dark')}}`
 
-export const STYLE: string = [themes, base, head, bar, strips, map, side, attention, room].join('')
+export const STYLE: string = [themes, base, head, bar, strips, map, room].join('')

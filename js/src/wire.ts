@@ -37,6 +37,8 @@ export interface Spec {
   warnings: string[]
   card: string
   can_run: boolean
+  /** What of the widget is shown: all of it, or one view by itself. */
+  view?: 'workbench' | 'prompts' | 'direction' | 'map' | 'attention' | 'circuit'
   exports: string[]
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from nbpatch.errors import ResultError
 from nbpatch.result import Result
 from nbpatch.view.payload import VERSION, Message, attention_message, describe, maps_of, to_base64
-from nbpatch.view.widgets import BUNDLE
+from nbpatch.view.widgets import BUNDLE, LATER, STATIC
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -53,7 +53,7 @@ def page(results: Sequence[Result], attention: Result | None = None, *, pair: in
     """Returns the HTML page of one or more sweeps of the same pairs."""
     if not BUNDLE.is_file():
         raise ResultError("the front end is not built.", where="to_html", seen=str(BUNDLE.name), fix="make js")
-    bundle = _start(BUNDLE.read_text(encoding="utf-8"))
+    bundle = _script()
     return _PAGE.format(
         hash=base64.b64encode(hashlib.sha256(bundle.encode()).digest()).decode("ascii"),
         title=html.escape(results[0].headline()),
@@ -81,13 +81,17 @@ def script_safe(text: str) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _start(bundle: str) -> str:
-    """Returns the bundle as an inline module that mounts itself: its exports are renamed into this scope."""
-    head, _, names = bundle.rpartition("export{")
-    exported = dict(
-        part.split(" as ")[::-1] for part in names.rstrip().rstrip(";").rstrip("}").split(",") if " as " in part
-    )
-    mount = exported.get("mountStatic", "mountStatic")
-    safe = head.replace("</script", "<\\/script")
+def _script() -> str:
+    """Returns all bundles as one inline module that mounts itself: each keeps its names, its exports are returned."""
+    later = ",".join(f"{name}:{_scope(STATIC / f'{name}.js')}.bundle" for name in LATER)
     data = "JSON.parse(document.getElementById('nbp-data').textContent)"
-    return f"{safe}\n{mount}(document.getElementById('nbp'), {data});"
+    return f"{_scope(BUNDLE)}.mountStatic(document.getElementById('nbp'),{data},{{{later}}});"
+
+
+def _scope(path: Path) -> str:
+    """Returns a bundle as an expression whose value are its exports."""
+    code = path.read_text(encoding="utf-8").replace("</script", "<\\/script")
+    head, _, names = code.rpartition("export{")
+    pairs = [part.split(" as ") for part in names.rstrip().rstrip(";").rstrip("}").split(",")]
+    exports = ",".join(f"{pair[-1]}:{pair[0]}" for pair in pairs)
+    return f"(()=>{{{head}\nreturn{{{exports}}}}})()"

@@ -145,6 +145,7 @@ def describe(
         "card": result.card(),
         "engine": {key: made["engine"][key] for key in ("run", "exact", "seconds")},
         "can_run": can_run,
+        "view": "workbench",
         "exports": ["png", "csv", "html", "python", "magic"] if can_run else ["png", "csv"],
     }
 

@@ -82,12 +82,12 @@ def mimebundle(result: Result | Circuit) -> Any:
     if picture_only(result):
         picture = base64.b64encode(plots.encoded(plot(result))).decode("ascii")
         return {"text/plain": repr(result), "image/png": picture}, {}
-    return mimebundle_of(show(result), _indirect(result))
+    widget = show(result)
+    return with_picture(widget._repr_mimebundle_(), _indirect(result))
 
 
-def mimebundle_of(widget: PatchWidget, result: Result) -> Any:
-    """Returns widget, picture and text for a notebook's output: what can show the widget does, all else the picture."""
-    made: Any = widget._repr_mimebundle_()  # pyright: ignore[reportPrivateUsage]
+def with_picture(made: Any, result: Result) -> Any:
+    """Returns a widget's display with picture and text: what can show the widget does, all else the picture."""
     data, metadata = made if isinstance(made, tuple) else (made or {}, {})
     picture = base64.b64encode(plots.png(result, note="Run the cell for the interactive view.")).decode("ascii")
     return {**data, "image/png": picture, "text/plain": repr(result)}, metadata

@@ -4,6 +4,7 @@ What is only on screen (hover, zoom) never reaches Python; what Python must know
 """
 
 import base64
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +16,8 @@ from nbpatch.view.payload import VERSION, Message
 
 STATIC = Path(__file__).parent / "static"
 BUNDLE = STATIC / "workbench.js"
+LATER = ("views", "graphs")
+"""The bundles that the page asks for when it needs them; they are in no widget's state."""
 
 Handler = Callable[[Message], None]
 
@@ -43,10 +46,21 @@ class PatchWidget(anywidget.AnyWidget):
         """Calls `handler` with every message of this version that the page sends; others are left alone."""
 
         def receive(widget: Any, content: Any, buffers: Any) -> None:
-            if isinstance(content, Mapping) and content.get("v") == VERSION and "type" in content:
+            if not isinstance(content, Mapping) or content.get("v") != VERSION or "type" not in content:
+                return
+            if content["type"] == "bundle":
+                self._send_bundle(str(content.get("name")))
+            else:
                 handler(dict(content))
 
         self.on_msg(receive)
+
+    def _send_bundle(self, name: str) -> None:
+        """Sends a later bundle, with its version as the build wrote it into the first."""
+        if name in LATER:
+            code = (STATIC / f"{name}.js").read_bytes()
+            version = hashlib.sha256(code).hexdigest()[:12]
+            self.post({"v": VERSION, "type": "bundle", "name": name, "version": version}, [code])
 
     def post(self, message: Message, buffers: Sequence[bytes] = ()) -> None:
         """Sends a message to all pages that show the widget."""

@@ -39,7 +39,7 @@ def at_rest(book):
     book.eventually("bench().result.provenance['component']", "z")
     book.turn("both")
     book.eventually("bench().result.provenance['direction']", "both")
-    book.eventually("bench().widget.status['state']", "done")
+    book.eventually("bench().status['state']", "done")
     book.part("nbp-heatmap").focus()
     book.page.keyboard.press("Escape")
     book.eventually("bench().selection", None)
@@ -147,7 +147,7 @@ def test_turning_the_direction(at_rest, direction):
 def test_another_component_is_run_and_streamed_in(at_rest):
     at_rest.select("nbp-component", "resid_pre")
     at_rest.eventually("bench().result.provenance['component']", "resid_pre")
-    at_rest.eventually("bench().widget.status['state']", "done")
+    at_rest.eventually("bench().status['state']", "done")
     tokens = at_rest.python("bench().result.data.sizes['pos']")
     at_rest.page.wait_for_function(
         "n => document.querySelector('[data-testid=nbp-heatmap]').dataset.cols === String(n)", arg=tokens
@@ -165,10 +165,10 @@ def test_quick_changes_are_all_kept(at_rest):
 def test_another_metric_needs_no_run(at_rest):
     before = at_rest.python("len(bench().results)")
     at_rest.select("nbp-metric", "prob")
-    at_rest.eventually("bench().widget.spec['metric']", "prob")
+    at_rest.eventually("bench().spec['metric']", "prob")
     assert at_rest.python("len(bench().results)") == before
     at_rest.select("nbp-metric", "logit_diff")
-    at_rest.eventually("bench().widget.spec['metric']", "logit_diff")
+    at_rest.eventually("bench().spec['metric']", "logit_diff")
 
 
 def test_an_edited_prompt_is_run(at_rest):

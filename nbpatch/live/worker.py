@@ -22,6 +22,13 @@ class Worker:
                 self._thread.start()
             self._waiting.notify()
 
+    def follow(self, owner: object, job: Callable[[], None]) -> None:
+        """Enqueues what comes after an owner's job, unless a newer one of the owner waits already."""
+        with self._waiting:
+            if owner not in self._jobs:
+                self._jobs[owner] = job
+                self._waiting.notify()
+
     def _work(self) -> None:
         while True:
             with self._waiting:

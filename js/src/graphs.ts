@@ -1,0 +1,5 @@
+// The third bundle: paths and circuits. It comes when its tab is opened.
+
+import type { Graphs } from './load'
+
+export const bundle: Graphs = { style: '', paths: () => null, circuit: () => null }

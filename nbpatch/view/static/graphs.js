@@ -1,0 +1,1 @@
+var t={style:"",paths:()=>null,circuit:()=>null};export{t as bundle};
