@@ -137,9 +137,9 @@ def unload_ipython_extension(shell: "InteractiveShell") -> None:
 
 def _display(*, live: bool) -> display.Display:
     if live:
-        from nbpatch import workbench
+        from nbpatch import showing
 
-        return workbench
+        return showing
     from nbpatch.view import saved
 
     return saved

@@ -333,3 +333,23 @@ def _wholly_altered(one: TokenizedPair) -> TokenizedPair:
 def _of_clean(one: TokenizedPair) -> tuple[str, ...]:
     """Returns what is odd about the clean prompt alone."""
     return tuple(warning for warning in one.warnings if warning.startswith("The clean prompt"))
+
+
+SOURCES: dict[str, AnyCorruption] = {
+    "counterfactual": Counterfactual(),
+    "zero": Zero(),
+    "mean": Mean(),
+    "resample": Resample(k=8),
+}
+"""The corruptions that need no more than their name: what cells and the widget offer."""
+
+
+def corruption_named(name: str) -> AnyCorruption:
+    """Returns the corruption of a name, over the pairs that are patched.
+
+    Raises:
+        PlanError: no such name.
+    """
+    if name not in SOURCES:
+        raise PlanError(f"no corruption {name!r}.", where="corruption", fix=suggest(name, SOURCES))
+    return SOURCES[name]

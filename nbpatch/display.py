@@ -11,7 +11,7 @@ from nbpatch.errors import NbpatchError
 
 @runtime_checkable
 class Display(Protocol):
-    """What a result can be turned into; `nbpatch.workbench` and `nbpatch.view.saved` implement it."""
+    """What a result can be turned into; `nbpatch.showing` and `nbpatch.view.saved` implement it."""
 
     def plot(self, result: Any, **options: Any) -> Any:
         """Returns a matplotlib Figure of the result."""

@@ -17,8 +17,10 @@ from IPython.core.magic_arguments import argument, magic_arguments
 from IPython.display import display
 
 from nbpatch.cell import KEYS, CellError, Problem, Source, Span, cell_error, collect, read_lines, read_pairs
+from nbpatch.corruption import SOURCES, AnyCorruption
 from nbpatch.errors import MagicError, ModelError, NbpatchError, suggest
 from nbpatch.metrics import METRICS, as_metrics
+from nbpatch.plan import directions_of
 from nbpatch.prompts import Pairs, PromptPair
 from nbpatch.sites import COMPONENTS, SWEEPABLE, component_of, parse_over
 
@@ -32,7 +34,12 @@ DIRECTIONS = ("denoising", "noising", "both")
 _OPTIONS = (
     argument("-c", "--component", default="resid_pre", help=f"what is patched: {', '.join(SWEEPABLE)}"),
     argument("--over", default=None, help='swept axes, such as "layer pos" or "layer head"; default: the usual two'),
-    argument("--direction", default="denoising", help=f"{', '.join(DIRECTIONS)}"),
+    argument("--direction", default=None, help=f"{', '.join(DIRECTIONS)}; default: denoising, noising for an ablation"),
+    argument(
+        "--corruption",
+        default="counterfactual",
+        help=f"where values come from: {', '.join(SOURCES)}; mean and resample draw on the cell's own prompts",
+    ),
     argument(
         "--metric",
         nargs="+",
@@ -63,7 +70,8 @@ class Spec:
     pairs: Pairs
     component: str
     over: tuple[str, ...]
-    direction: str
+    direction: str | None
+    corruption: AnyCorruption
     metric: tuple[Any, ...]
     output: str | None
     model: str | None
@@ -151,7 +159,13 @@ class PatchMagics(Magics):
         from nbpatch.workbench import Workbench
 
         bench = Workbench(
-            model, spec.pairs, spec.component, spec.over, direction=spec.direction, metric=list(spec.metric)
+            model,
+            spec.pairs,
+            spec.component,
+            spec.over,
+            direction=spec.direction,
+            metric=list(spec.metric),
+            corruption=spec.corruption,
         )
         handle: Any = display(bench, display_id=True)
         self._keep(spec, bench.run(wait=True))
@@ -161,7 +175,15 @@ class PatchMagics(Magics):
     def _run_as_text(self, spec: Spec, model: "Model") -> Any:
         from nbpatch.methods.patching import patch
 
-        result = patch(model, spec.pairs, spec.component, spec.over, direction=spec.direction, metric=list(spec.metric))
+        result = patch(
+            model,
+            spec.pairs,
+            spec.component,
+            spec.over,
+            direction=spec.direction,
+            metric=list(spec.metric),
+            corruption=spec.corruption,
+        )
         print(result)  # noqa: T201 - the text form is all a terminal can show
         return result
 
@@ -209,6 +231,7 @@ def read_spec(magic_line: str, line: str, cell: str, variables: Mapping[str, Any
         component=options.component,
         over=parse_over(options.component, options.over),
         direction=options.direction,
+        corruption=SOURCES[options.corruption],
         metric=tuple(_metric(name, variables) for name in options.metric),
         output=options.output,
         model=options.model,
@@ -286,7 +309,9 @@ def _check(magic_line: str, options: Namespace, variables: Mapping[str, Any]) ->
     checks: list[tuple[Callable[[], object], Span | None]] = []
     if not component_problems:
         checks.append((lambda: parse_over(options.component, options.over), place(options.over, "--over")))
-    checks.append((lambda: _check_direction(options.direction), place(options.direction, "--direction")))
+    if options.direction is not None:
+        checks.append((lambda: _check_direction(options.direction), place(options.direction, "--direction")))
+    checks.append((lambda: _check_source(options), place(options.corruption, "--corruption")))
     checks.extend(
         (lambda name=name: as_metrics([_metric(name, variables)]), place(name, "--metric")) for name in options.metric
     )
@@ -302,6 +327,13 @@ def _check(magic_line: str, options: Namespace, variables: Mapping[str, Any]) ->
 def _check_direction(direction: str) -> None:
     if direction not in DIRECTIONS:
         raise MagicError(f"no direction {direction!r}.", fix=suggest(direction, DIRECTIONS))
+
+
+def _check_source(options: Namespace) -> None:
+    if options.corruption not in SOURCES:
+        raise MagicError(f"no corruption {options.corruption!r}.", fix=suggest(options.corruption, SOURCES))
+    if options.direction in DIRECTIONS:
+        directions_of(options.direction, SOURCES[options.corruption])
 
 
 def _check_output(name: str | None) -> None:
@@ -332,7 +364,7 @@ def _value_span(magic_line: str, value: str, names: Sequence[str]) -> Span:
 
 
 def _option_names() -> list[str]:
-    return ["--component", "--over", "--direction", "--metric", "--output", "--model", "--expand"]
+    return ["--component", "--over", "--direction", "--corruption", "--metric", "--output", "--model", "--expand"]
 
 
 def _has_page(shell: "InteractiveShell") -> bool:
@@ -365,6 +397,7 @@ def _option_candidates(before: str) -> list[str]:
         "--component": SWEEPABLE,
         "--over": COMPONENTS[component].axes,
         "--direction": DIRECTIONS,
+        "--corruption": tuple(SOURCES),
         "--metric": list(METRICS),
         "--model": ["tiny"],
     }

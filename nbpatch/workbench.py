@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import traitlets
 
+from nbpatch.corruption import SOURCES, AnyCorruption, as_corruption, corruption_named
 from nbpatch.engine import Origin, run
 from nbpatch.errors import NbpatchError, PlanError, suggest
 from nbpatch.live.controls import Ask, describe_error, typed
@@ -24,7 +25,7 @@ from nbpatch.live.worker import Worker
 from nbpatch.methods.companions import attention
 from nbpatch.metrics import as_metrics
 from nbpatch.model import Model, load
-from nbpatch.plan import NOT_RUN, Plan, make_plan
+from nbpatch.plan import NOT_RUN, Plan, directions_of, make_plan
 from nbpatch.prompts import Pairs, PromptPair, as_pairs
 from nbpatch.result import Result
 from nbpatch.sites import default_over, parse_over
@@ -34,7 +35,7 @@ from nbpatch.view.widgets import PatchWidget
 
 _POLL = 0.02
 
-_CONTROLS = ("component", "direction", "metric")
+_CONTROLS = ("component", "direction", "metric", "corruption")
 """The controls that are traits: set in Python, by a link or on the page."""
 
 _ANSWERS: dict[str, Answer] = {}
@@ -51,12 +52,14 @@ class Workbench(PatchWidget):
         pairs: one `PromptPair` or several.
         component: the swept component.
         over: swept axes; the component's usual ones by default.
-        direction: "denoising", "noising" or "both".
+        direction: "denoising", "noising" or "both"; by default the usual one of the corruption.
         metric: as in `nbpatch.patch`; the first is shown.
+        corruption: as in `nbpatch.patch`, but no noise.
         result: a finished sweep to start from.
 
     Attributes:
-        component, direction, metric: the controls; setting one runs what is missing, as a click would.
+        component, direction, metric, corruption: the controls; setting one runs what is missing, as a click would.
+            The corruption is its kind: "counterfactual" (the other prompt), "zero", "mean" or "resample".
         pairs: the prompts on screen; setting them runs them.
         result: the sweep on screen, finished or as far as it got; setting one that this session has run shows it.
         selection: the chosen cell, a label per axis; None for none.
@@ -70,6 +73,7 @@ class Workbench(PatchWidget):
     component: Any = traitlets.Unicode().tag(sync=True)
     direction: Any = traitlets.Unicode().tag(sync=True)
     metric: Any = traitlets.Unicode().tag(sync=True)
+    corruption: Any = traitlets.Unicode().tag(sync=True)
     pairs: Any = traitlets.Any()
     result: Any = traitlets.Any()
 
@@ -80,13 +84,19 @@ class Workbench(PatchWidget):
         component: str = "resid_pre",
         over: str | Sequence[str] | None = None,
         *,
-        direction: str = "denoising",
+        direction: str | None = None,
         metric: Any = "logit_diff",
+        corruption: AnyCorruption | None = None,
         result: Result | None = None,
     ) -> None:
         self.model: Model = load(model)
         metrics = as_metrics(metric)
-        self._ask = Ask(as_pairs(pairs), component, parse_over(component, over), direction, metrics, metrics[0].name)
+        source = _shown(as_corruption(corruption))
+        (usual,) = directions_of(None, source)
+        axes = parse_over(component, over)
+        self._ask = Ask(
+            as_pairs(pairs), component, axes, direction or usual, metrics, metrics[0].name, corruption=source
+        )
         self._wanted = self._draft = self._ask
         self._kept = Kept()
         self._attention: dict[tuple[PromptPair, int], Result] = {}
@@ -211,7 +221,7 @@ class Workbench(PatchWidget):
     @traitlets.observe("result")
     def _on_result(self, change: Any) -> None:
         if not self._quiet:
-            ask = _asked(change["new"].origin.plan, change["new"].provenance["direction"])
+            ask = asked(change["new"].origin.plan, change["new"].provenance["direction"])
             self._kept.keep(ask, change["new"])
             self._start(ask)
 
@@ -229,6 +239,7 @@ class Workbench(PatchWidget):
         self._ask = ask
         with self._quietly():
             self.component, self.direction, self.metric = ask.component, ask.direction, ask.metric
+            self.corruption = ask.corruption.kind
             self.pairs = ask.pairs
             self.result = result
 
@@ -263,10 +274,13 @@ class Workbench(PatchWidget):
         metric = str(message.get("metric", ask.metric))
         metrics = ask.metrics if metric in {one.name for one in ask.metrics} else (*ask.metrics, *as_metrics(metric))
         pair = min(max(int(message.get("pair", ask.pair)), 0), len(ask.pairs) - 1)
-        direction = str(message.get("direction", ask.direction))
-        return replace(
-            ask, component=component, over=over, metric=metric, metrics=metrics, direction=direction, pair=pair
-        )
+        source = ask.corruption
+        if message.get("corruption", source.kind) != source.kind:
+            source = corruption_named(str(message["corruption"]))
+        (usual,) = directions_of(None, source)
+        direction = str(message.get("direction", usual if source.ablates else ask.direction))
+        changed = {"component": component, "over": over, "metric": metric, "metrics": metrics, "pair": pair}
+        return replace(ask, **changed, direction=direction, corruption=source)
 
     def _edited(self, message: Message) -> Ask:
         """Returns the controls with one field of one pair rewritten; a draft until it can be run."""
@@ -285,7 +299,15 @@ class Workbench(PatchWidget):
     def _plan(self, ask: Ask, direction: str | None = None) -> Plan:
         tokenized = self.model.tokenize(ask.pairs)
         wanted = direction or ask.direction
-        return make_plan(self.model.shape, tokenized, ask.component, ask.over, direction=wanted, metrics=ask.metrics)
+        return make_plan(
+            self.model.shape,
+            tokenized,
+            ask.component,
+            ask.over,
+            direction=wanted,
+            metrics=ask.metrics,
+            corruption=ask.corruption,
+        )
 
     def _start(self, ask: Ask) -> None:
         """Enqueues what `ask` needs; a run that is going on gives way to it."""
@@ -439,54 +461,17 @@ def _at_once() -> bool:
     return True
 
 
-def _asked(plan: Plan, direction: str) -> Ask:
+def asked(plan: Plan, direction: str) -> Ask:
     """Returns the controls that a live result was made with."""
     pairs = Pairs([one.pair for one in plan.tokenized])
     metrics = tuple(plan.metrics)
-    return Ask(pairs, plan.component, tuple(plan.over), direction, metrics, metrics[0].name)
+    over = tuple(plan.over)
+    return Ask(pairs, plan.component, over, direction, metrics, metrics[0].name, corruption=plan.corruption)
 
 
-# -- what live results are displayed with (nbpatch.display)
-
-plot = saved.plot
-
-
-def show(result: Result, **options: Any) -> Any:
-    """Returns a workbench that goes on from a result."""
-    origin = result.origin
-    if saved.picture_only(result) or not isinstance(origin, Origin):
-        return saved.show(result, **options)
-    ask = _asked(origin.plan, result.provenance["direction"])
-    return Workbench(
-        origin.model,
-        ask.pairs,
-        ask.component,
-        ask.over,
-        direction=ask.direction,
-        metric=list(ask.metrics),
-        result=result,
-    )
-
-
-def to_html(result: Result, path: str, *, attention: bool = True) -> Path:
-    """Writes one self-contained HTML page of a result, with the attention of its first pair if wanted."""
-    saved.refuse_widget(result, "to_html")
-    patterns = _patterns_of(result.origin) if attention else None
-    return export.write(path, [result], patterns)
-
-
-def _patterns_of(origin: Any) -> Result | None:
-    if not isinstance(origin, Origin):
-        return None
-    try:
-        return attention(origin.model, origin.plan.tokenized[0].pair)
-    except NbpatchError:
-        return None
-
-
-def mimebundle(result: Result) -> Any:
-    """Returns the notebook display of a result: widget where it fits, picture and text."""
-    shown = None if saved.picture_only(result) else show(result)
-    if not isinstance(shown, Workbench):
-        return saved.mimebundle(result)
-    return shown._repr_mimebundle_()  # pyright: ignore[reportPrivateUsage]
+def _shown(corruption: AnyCorruption) -> AnyCorruption:
+    """Returns a corruption that the widget has words for."""
+    if corruption.kind not in SOURCES:
+        fix = "nbp.patch(…, corruption=nbp.Noise(…)).plot()"
+        raise PlanError("the workbench has no view of noise.", where="corruption", seen=repr(corruption), fix=fix)
+    return corruption

@@ -30,8 +30,6 @@ def mediated(**options: Any) -> Result:
 
 
 PICTURES = {
-    "corruption zero": lambda: patched("z", corruption=nbp.Zero()),
-    "corruption mean": lambda: patched("mlp_out", corruption=nbp.Mean()),
     "corruption noise": lambda: patched("resid_pre", corruption=nbp.Noise("subject", n=2)),
     "windows of 2 layers": lambda: patched("mlp_out", window=2),
     "axis label": lambda: patched("z", "layer head label", direction="both"),
@@ -47,6 +45,8 @@ SHOWN = {
     "layer pos": lambda: patched("resid_pre"),
     "both": lambda: patched("z", direction="both"),
     "all layers": lambda: patched("resid_pre", "pos"),
+    "zero": lambda: patched("z", corruption=nbp.Zero()),
+    "mean": lambda: patched("mlp_out", corruption=nbp.Mean()),
     "one layer": lambda: patched("mlp_out", window=1),
     "mediation": mediated,
     "NIE": lambda: nbp.of_kind(mediated(), "NIE"),
@@ -72,7 +72,7 @@ def test_what_the_widget_cannot_say_truly_is_a_picture(why, alive, tmp_path):
         with pytest.raises(ResultError) as caught:
             call()
         assert str(caught.value) == (
-            "the widget shows single places, patched with values of the other prompt.\n"
+            "the widget shows single places, patched with values of the other prompt or of an ablation.\n"
             f"  in     {where}\n  seen   {why}\n  try    {FIRST if 'compare' in why else 'result.plot()'}"
         )
     assert not (tmp_path / "one.html").exists()

@@ -63,7 +63,7 @@ def test_no_options_at_all():
     assert (spec.component, spec.over, spec.direction, spec.metric) == (
         "resid_pre",
         ("layer", "pos"),
-        "denoising",
+        None,
         ("logit_diff",),
     )
 
@@ -114,7 +114,7 @@ no metric 'logit_dif'.
 no option --colour.
   line 1  %%patch --component resid_per --direction up --metric logit_dif prob --colour red -o 2nd
                                                                                ^^^^^^^^
-  try     one of: --component, --over, --direction, --metric, --output, --model, --expand
+  try     one of: --component, --over, --direction, --corruption, --metric, --output, --model, --expand
 
 '2nd' cannot name a variable.
   line 1  %%patch --component resid_per --direction up --metric logit_dif prob --colour red -o 2nd
@@ -261,7 +261,11 @@ def test_braces_in_options_are_left_alone(loaded, capsys):
     ("before", "expected"),
     [
         ("%%patch --comp", ["--component"]),
-        ("%%patch ", ["--component", "--over", "--direction", "--metric", "--output", "--model", "--expand"]),
+        ("%%patch --corruption r", ["resample"]),
+        (
+            "%%patch ",
+            ["--component", "--over", "--direction", "--corruption", "--metric", "--output", "--model", "--expand"],
+        ),
         ("%%patch -c resid_p", ["resid_pre", "resid_post"]),
         ("%%patch --component=re", []),
         ('%%patch -c z --over "layer h', ["head"]),
@@ -271,7 +275,7 @@ def test_braces_in_options_are_left_alone(loaded, capsys):
         ("%%patch --direction both --m", ["--metric", "--model"]),
         (
             "%%patch --direction both ",
-            ["--component", "--over", "--direction", "--metric", "--output", "--model", "--expand"],
+            ["--component", "--over", "--direction", "--corruption", "--metric", "--output", "--model", "--expand"],
         ),
         ("%patch_run --dir", ["--direction"]),
         ("patch --comp", []),

@@ -51,7 +51,8 @@ def test_the_head_of_a_map_is_json_and_says_what_it_is(both: Result) -> None:
     assert head["base"] == head["clean"]
     assert head["unit"] == "logit"
     assert head["key"] == {
-        "component": "z", "over": ["layer", "head", "pos"], "direction": "noising", "metric": "logit_diff", "pair": 0,
+        "component": "z", "over": ["layer", "head", "pos"], "direction": "noising",
+            "corruption": "counterfactual", "metric": "logit_diff", "pair": 0,
     }  # fmt: skip
 
 

@@ -3,9 +3,10 @@
 import { type Child, h } from './dom'
 import type { Store } from './store'
 import { Icon, Play, Select, Square, Turn } from './ui'
-import type { Choice } from './wire'
+import { type Choice, OTHER } from './wire'
 
 const MISSING = 'Not in this page: run it in a notebook.'
+const ABLATION = 'An ablation goes into the clean run: it restores nothing.'
 const TABS = ['resid_pre', 'attn_out', 'mlp_out', 'z', 'q', 'k', 'v', 'pattern']
 const DIRECTIONS: [Choice, string][] = [
   ['denoising', 'Denoise'],
@@ -37,10 +38,14 @@ export function Bar({ store }: { store: Store }): Child {
         testid="nbp-corruption"
         name="Source of the patched values"
         prefix="source"
-        value="other"
-        options={[{ value: 'other', label: 'other prompt' }]}
-        off="The other prompt is the one source so far."
-        onChange={() => {}}
+        value={store.shown.value.corruption ?? OTHER}
+        options={(store.spec.value.corruptions ?? [{ name: OTHER, label: 'other prompt', off: '' }]).map(
+          ({ name, label, off }) => {
+            const why = off || (store.can({ corruption: name }) ? '' : MISSING)
+            return { value: name, label, ...(why ? { off: why } : {}) }
+          },
+        )}
+        onChange={(corruption) => store.set({ corruption })}
       />
       <Work store={store} />
     </div>
@@ -49,6 +54,7 @@ export function Bar({ store }: { store: Store }): Child {
 
 export function Directions({ store }: { store: Store }): Child {
   const now = store.shown.value.direction
+  const ablates = (store.shown.value.corruption ?? OTHER) !== OTHER
   return (
     <div
       class="segments"
@@ -58,19 +64,15 @@ export function Directions({ store }: { store: Store }): Child {
       data-lm-suppress-shortcuts="true"
     >
       {DIRECTIONS.map(([value, label]) => {
-        const off = !store.can({ direction: value })
+        const off = ablates && value !== 'noising' ? ABLATION : store.can({ direction: value }) ? '' : MISSING
         return (
-          <label
-            key={value}
-            class={`${value === now ? 'on' : ''}${off ? ' off' : ''}`}
-            title={off ? MISSING : ''}
-          >
+          <label key={value} class={`${value === now ? 'on' : ''}${off ? ' off' : ''}`} title={off}>
             <input
               type="radio"
               name={`${store.id}d`}
               value={value}
               checked={value === now}
-              disabled={off}
+              disabled={!!off}
               onChange={() => store.set({ direction: value })}
               onKeyDown={(e) => e.stopPropagation()}
             />

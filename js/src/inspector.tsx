@@ -5,7 +5,7 @@ import { percent, plural, readNumber, visible } from './format'
 import type { Store } from './store'
 import { indexIn, reason, strongest, tokenAt, unravel, yardstick } from './table'
 import { Chip, Icon, Run } from './ui'
-import { type Cell, type HeatMap, State } from './wire'
+import { type Cell, type HeatMap, OTHER, State } from './wire'
 import { title, wordFor } from './words'
 
 export function Inspector({ store }: { store: Store }): Child {
@@ -168,7 +168,8 @@ function Careful({ store }: { store: Store }): Child {
   const { direction } = store.shown.value
   // Python lists this warning too; here it comes with the action that settles it.
   const warnings = store.spec.value.warnings.filter((w) => !w.startsWith('One direction only'))
-  const one = direction === 'both' ? null : direction
+  const ablated = (store.shown.value.corruption ?? OTHER) !== OTHER
+  const one = direction === 'both' || ablated ? null : direction
   if (!one && !warnings.length) return null
   return (
     <section class="careful">

@@ -11,7 +11,7 @@ import { BottomMarks, Columns, Legend, RowNames } from './labels'
 import type { Store } from './store'
 import { cellOf, find, layOut, type Table, yardstick } from './table'
 import { Turn } from './ui'
-import type { HeatMap } from './wire'
+import { type Choice, type HeatMap, OTHER } from './wire'
 import { readout } from './words'
 
 export interface Frame {
@@ -81,7 +81,7 @@ function Focusable(props: {
     if (act.do === 'move') store.choose(cellOf(table, act.row, act.col))
     else if (act.do === 'pin') store.pinned.value = !!store.chosen && !store.pinned.value
     else if (act.do === 'clear') store.choose(null)
-    else if (store.can({ direction: act.direction })) store.set({ direction: act.direction })
+    else if (turnable(store, act.direction)) store.set({ direction: act.direction })
   }
   return (
     <div
@@ -112,6 +112,10 @@ function Focusable(props: {
     </div>
   )
 }
+
+/** Whether the direction can be turned: an ablation has one only. */
+const turnable = (store: Store, direction: Choice): boolean =>
+  (store.shown.value.corruption ?? OTHER) === OTHER && store.can({ direction })
 
 type Pointed = MouseEvent & { currentTarget: HTMLDivElement }
 

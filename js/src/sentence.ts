@@ -1,7 +1,7 @@
 // The sentence over the map: always true to the controls.
 
 import { plural, readNumber } from './format'
-import type { Choice, Pair, Spec } from './wire'
+import { type Choice, OTHER, type Pair, type Spec } from './wire'
 
 /** One run of text of the sentence; `link` names the control it opens. */
 export type Part =
@@ -17,6 +17,7 @@ export interface View {
   over: readonly string[]
   direction: Choice
   metric: string
+  corruption?: string
 }
 
 const RESIDUAL = 'positions of the residual stream'
@@ -50,6 +51,13 @@ const THING: Record<string, string> = {
   pattern: 'pattern',
   scores: 'scores',
   mlp_post: 'activation',
+}
+
+/** What the clean prompt gets under an ablation. */
+const ABLATED: Record<string, (thing: string) => string> = {
+  zero: () => 'zero in their place',
+  mean: (thing) => `their mean ${thing}`,
+  resample: (thing) => `their ${thing} from another pair`,
 }
 
 /** {S} of the sentence. */
@@ -110,7 +118,9 @@ export function sentence(view: View, pair: Pair, spec: Pick<Spec, 'metrics' | 'm
       text('?'),
     ]
   const denoise = view.direction === 'denoising'
-  const given = `their ${denoise ? 'clean' : 'corrupted'} ${THING[view.component] ?? 'value'}`
+  const thing = THING[view.component] ?? 'value'
+  const given =
+    ABLATED[view.corruption ?? OTHER]?.(thing) ?? `their ${denoise ? 'clean' : 'corrupted'} ${thing}`
   return [
     text('Which '),
     S,
@@ -128,8 +138,14 @@ export const sentenceText = (parts: readonly Part[]): string => parts.map((p) =>
 
 const capital = (t: string): string => t.charAt(0).toUpperCase() + t.slice(1)
 
+/** Where the values of an ablation come from, in Python's words where it has run. */
+const ablation = (view: View, spec: Pick<Spec, 'corruptions'>): string =>
+  (view.corruption ?? OTHER) === OTHER
+    ? ''
+    : spec.corruptions?.find((c) => c.name === view.corruption)?.words || 'Base: clean.'
+
 /** The line under the sentence: the metric on both runs, the gap, which run is changed and by what. */
-export function facts(view: View, pair: Pair, spec: Pick<Spec, 'metrics'>): string {
+export function facts(view: View, pair: Pair, spec: Pick<Spec, 'metrics' | 'corruptions'>): string {
   const measured = pair.metrics[view.metric]
   const metric = spec.metrics.find((m) => m.name === view.metric)
   const runs =
@@ -137,7 +153,7 @@ export function facts(view: View, pair: Pair, spec: Pick<Spec, 'metrics'>): stri
       ? 'Denoising changes the corrupted run, noising the clean run.'
       : view.direction === 'denoising'
         ? 'Base: corrupted. Source: clean.'
-        : 'Base: clean. Source: corrupted.'
+        : ablation(view, spec) || 'Base: clean. Source: corrupted.'
   if (!measured) return runs
   const gap = measured.clean - measured.corrupted
   const unit = plural(metric?.unit ?? '', gap)

@@ -2,11 +2,10 @@
 
 import type { View } from './sentence'
 import { strongest, unravel } from './table'
-import type { Choice, HeatMap, Label, Spec } from './wire'
+import { type HeatMap, type Label, OTHER, type Spec } from './wire'
 
 export type Mode = 'clean' | 'corrupted' | 'difference'
 export interface Shown extends View {
-  direction: Choice
   pair: number
 }
 export interface Look {
@@ -45,12 +44,13 @@ export function strongestHead(maps: readonly HeatMap[], spec: Spec): { layer: nu
   return head === null ? null : { layer: Number(cell.layer), head }
 }
 
-export const shownOf = ({ component, over, direction, metric, pair }: Spec): Shown => ({
+export const shownOf = ({ component, over, direction, metric, pair, corruption = OTHER }: Spec): Shown => ({
   component,
   over,
   direction,
   metric,
   pair,
+  corruption,
 })
 /** What all maps belong to: with other prompts they are worth nothing. */
 export const prompts = (spec: Spec): string =>

@@ -29,6 +29,7 @@ import {
   type HeatMap,
   type MapKey,
   mapName,
+  OTHER,
   type Pair,
   type Spec,
   type Status,
@@ -240,6 +241,7 @@ export class Store extends Asking {
       const known = [...this.maps.value.values()].find((m) => m.key.component === change.component)
       next.over = known?.key.over ?? defaultOver(change.component)
     }
+    if (change.corruption && change.corruption !== OTHER) next.direction = 'noising'
     return next
   }
 
@@ -249,6 +251,7 @@ export class Store extends Asking {
     const next = this.applied(change)
     const asked: Dict = { ...change }
     if (change.component && next.over !== this.shown.value.over) asked.over = [...next.over]
+    if (change.corruption) asked.direction = next.direction
     if (this.host.live) Object.assign(this.pending, asked)
     this.shown.value = next
     this.hover.value = null

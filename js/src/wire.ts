@@ -2,6 +2,9 @@
 
 export const VERSION = 1
 
+/** The corruption that takes values from the other prompt of a pair. */
+export const OTHER = 'counterfactual'
+
 export type Direction = 'denoising' | 'noising'
 export type Choice = Direction | 'both'
 export type Label = number | string
@@ -30,6 +33,9 @@ export interface Spec {
   component: string
   over: string[]
   direction: Choice
+  /** Where values come from; absent in pages of older versions: the other prompt. */
+  corruption?: string
+  corruptions?: { name: string; label: string; off: string; words: string }[]
   metric: string
   metrics: { name: string; unit: string; label: string }[]
   components: { name: string; label: string; short: string; works: boolean; reason: string }[]
@@ -63,6 +69,7 @@ export interface MapKey {
   component: string
   over: string[]
   direction: Direction
+  corruption?: string
   metric: string
   pair: number | 'mean'
 }
@@ -172,7 +179,7 @@ export function decodeAttention(message: Dict, buffers: Buffers, pair: number): 
 }
 
 export const mapName = (key: MapKey): string =>
-  JSON.stringify([key.component, key.over, key.direction, key.metric, key.pair])
+  JSON.stringify([key.component, key.over, key.direction, key.metric, key.pair, key.corruption ?? OTHER])
 
 export const directionsOf = (choice: Choice): Direction[] =>
   choice === 'both' ? ['denoising', 'noising'] : [choice]

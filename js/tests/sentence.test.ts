@@ -104,3 +104,18 @@ it('states gap, base and source', () => {
   )
   expect(facts({ ...view, metric: 'prob' }, pair(), spec())).toBe('Base: corrupted. Source: clean.')
 })
+
+it.each([
+  ['zero', 'when the clean prompt gets zero in their place?'],
+  ['mean', 'when the clean prompt gets their mean output?'],
+  ['resample', 'when the clean prompt gets their output from another pair?'],
+])('an ablation by %s says what the clean prompt gets', (corruption, words) => {
+  const view = { component: 'z', over: ['layer', 'head'], metric: 'logit_diff', corruption }
+  const said = sentenceText(sentence({ ...view, direction: 'noising' }, pair(), spec()))
+  expect(said).toContain('necessary to keep')
+  expect(said.endsWith(words)).toBe(true)
+  const corruptions = [{ name: corruption, label: '', off: '', words: 'Values came from 3 prompts.' }]
+  expect(facts({ ...view, direction: 'noising' }, pair(), spec({ corruptions }))).toMatch(
+    /logits\. Values came from 3 prompts\.$/,
+  )
+})

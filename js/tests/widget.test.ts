@@ -156,7 +156,7 @@ describe('controls', () => {
     const tab = [...el.querySelectorAll<HTMLButtonElement>('.tab')].find((t) => t.textContent === 'mlp_out')
     expect(tab?.disabled).toBe(true)
     expect(tab?.title).toBe('no MLP here')
-    expect(get<HTMLSelectElement>('nbp-corruption').disabled).toBe(true)
+    expect(get<HTMLSelectElement>('nbp-corruption').value).toBe('counterfactual')
   })
 
   it('run, and cancel in the same place while running', async () => {
@@ -260,4 +260,25 @@ it('sets token text as text only', async () => {
   expect(el.querySelectorAll('img, script')).toHaveLength(0)
   expect(text('nbp-tokens-clean')).toContain(evil)
   expect(text('nbp-readout')).toContain(evil)
+})
+
+describe('the source', () => {
+  const corruptions = [
+    { name: 'counterfactual', label: 'other prompt', off: '', words: '' },
+    { name: 'zero', label: 'zero', off: '', words: '' },
+    { name: 'mean', label: 'mean', off: 'Needs several pairs.', words: '' },
+  ]
+
+  it('turns to noising with an ablation, which has no other direction', async () => {
+    await mount({ spec: spec({ corruptions }) })
+    const source = get<HTMLSelectElement>('nbp-corruption')
+    expect([...source.options].map((o) => o.disabled)).toEqual([false, false, true])
+    source.value = 'zero'
+    source.dispatchEvent(new Event('change', { bubbles: true }))
+    await settle()
+    expect(of('set')).toMatchObject([{ corruption: 'zero', direction: 'noising' }])
+    const radios = [...get('nbp-direction').querySelectorAll('input')]
+    expect(radios.map((r) => r.disabled)).toEqual([true, false, true])
+    expect(radios.map((r) => r.checked)).toEqual([false, true, false])
+  })
 })

@@ -70,8 +70,8 @@ def results_of(
 
 
 def _origin(model: Model, plan: Plan) -> Origin | None:
-    """Returns what a widget goes on from; it knows the other prompt only, and one place at a time."""
-    return None if plan.corruption.kind != "counterfactual" or isinstance(plan, JointPlan) else Origin(model, plan)
+    """Returns what a widget goes on from; it shows no noise, and one place at a time."""
+    return None if plan.corruption.kind == "noise" or isinstance(plan, JointPlan) else Origin(model, plan)
 
 
 def _dataset(one: Finished) -> xr.Dataset:

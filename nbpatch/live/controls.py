@@ -1,12 +1,13 @@
 """What is on a workbench's controls, as a value: what to run, where finished runs are kept, how to say it again."""
 
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from nbpatch.errors import NbpatchError
+from nbpatch.corruption import SOURCES, AnyCorruption
+from nbpatch.errors import NbpatchError, PlanError
 from nbpatch.metrics import Metric
-from nbpatch.plan import DIRECTIONS
+from nbpatch.plan import COUNTERFACTUAL, DIRECTIONS
 from nbpatch.prompts import Pairs, PromptPair
 from nbpatch.view.payload import Message
 
@@ -20,6 +21,7 @@ class Ask:
     Attributes:
         metrics: what is measured; `metric` is the one shown.
         pair: the pair whose map is shown.
+        corruption: where values come from.
     """
 
     pairs: Pairs
@@ -29,6 +31,7 @@ class Ask:
     metrics: tuple[Metric, ...]
     metric: str
     pair: int = 0
+    corruption: AnyCorruption = COUNTERFACTUAL
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -37,7 +40,8 @@ class Ask:
 
     def sweep(self, direction: str) -> tuple[Any, ...]:
         """Returns what the run in one direction is kept under."""
-        return (self.pairs, self.component, self.over, direction, tuple(metric.name for metric in self.metrics))
+        metrics = tuple(metric.name for metric in self.metrics)
+        return (self.pairs, self.component, self.over, direction, metrics, self.corruption)
 
 
 def as_python(ask: Ask, model: str) -> str:
@@ -49,17 +53,41 @@ def as_python(ask: Ask, model: str) -> str:
         f"model = nbp.load({model!r})\n"
         f"pairs = nbp.Pairs([\n    {pairs},\n])\n"
         f"result = nbp.patch(model, pairs, {ask.component!r}, over={' '.join(ask.over)!r}, "
-        f"direction={ask.direction!r}, metric={metrics!r})\n"
+        f"direction={ask.direction!r}, metric={metrics!r}{_source_as_python(ask.corruption)})\n"
         "result\n"
     )
 
 
 def as_magic(ask: Ask, model: str) -> str:
-    """Returns the `%%patch` cell that makes what is on screen."""
+    """Returns the `%%patch` cell that makes what is on screen.
+
+    Raises:
+        PlanError: values come from a dataset of its own, which no cell can name.
+    """
     metrics = " ".join(metric.name for metric in ask.metrics)
     sweep = f'--component {ask.component} --over "{" ".join(ask.over)}" --direction {ask.direction}'
-    head = f"%%patch --model {model} {sweep} --metric {metrics}"
+    head = f"%%patch --model {model} {sweep} --metric {metrics}{_source_as_option(ask.corruption)}"
     return head + "\n" + "\n\n".join(map(_pair_as_lines, ask.pairs)) + "\n"
+
+
+def _source_as_python(corruption: AnyCorruption) -> str:
+    if corruption.kind == "counterfactual":
+        return ""
+    given = getattr(corruption, "dataset", None)
+    if given is None:
+        return f", corruption=nbp.{corruption!r}"
+    texts = [repr(one) if isinstance(one, str) else _pair_as_python(one) for one in given]
+    bare = repr(replace(corruption, dataset=None)).replace("dataset=None", f"dataset=[{', '.join(texts)}]")
+    return f", corruption=nbp.{bare}"
+
+
+def _source_as_option(corruption: AnyCorruption) -> str:
+    if corruption.kind == "counterfactual":
+        return ""
+    if corruption != SOURCES.get(corruption.kind):
+        what = "a cell names a corruption by its kind alone."
+        raise PlanError(what, where="copy as %%patch", seen=f"{corruption!r:.60}", fix="Copy as Python")
+    return f" --corruption {corruption.kind}"
 
 
 def _pair_as_lines(pair: PromptPair) -> str:

@@ -70,6 +70,7 @@ class Stream:
                 "component": ask.component,
                 "over": list(ask.over),
                 "direction": direction,
+                "corruption": ask.corruption.kind,
                 "metric": name,
                 "pair": ask.pair,
             }

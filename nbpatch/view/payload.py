@@ -73,7 +73,13 @@ def maps_of(result: Result, metric: str | None = None, *, pair: int = 0, final: 
 
 def key_of(made: Mapping[str, Any], direction: str) -> Message:
     """Returns what tells a map from others of the same pairs, but for metric and pair."""
-    return {"component": made["component"], "over": list(made["over"]), "direction": direction}
+    corruption = made.get("corruption", "counterfactual")
+    return {
+        "component": made["component"],
+        "over": list(made["over"]),
+        "direction": direction,
+        "corruption": corruption,
+    }
 
 
 def build_map(
@@ -128,6 +134,8 @@ def describe(
         "component": made["component"],
         "over": list(made["over"]),
         "direction": made["direction"],
+        "corruption": made.get("corruption", "counterfactual"),
+        "corruptions": _sources(made, can_run=can_run),
         "metric": metric or result.metrics[0],
         "metrics": _metrics(made["metrics"], can_run=can_run),
         "components": [
@@ -156,6 +164,24 @@ def _metrics(measured: Sequence[Mapping[str, Any]], *, can_run: bool) -> list[Me
     names = {metric["name"] for metric in offered}
     more = [metric.describe() for name, metric in METRICS.items() if name not in (*names, "accuracy", "max_logit_diff")]
     return [*offered, *({key: one[key] for key in ("name", "unit", "label")} for one in more if can_run)]
+
+
+_SOURCES = {"counterfactual": "other prompt", "zero": "zero", "mean": "mean", "resample": "resample"}
+
+
+def _sources(made: Mapping[str, Any], *, can_run: bool) -> list[Message]:
+    """Returns where values may come from: with the reason where they cannot."""
+    now, few = made.get("corruption", "counterfactual"), len(made["pairs"]) < 2
+    return [
+        {
+            "name": name,
+            "label": label,
+            "off": "Needs several pairs." if few and name in ("mean", "resample") and name != now else "",
+            "words": made.get("corruption_words", "") if name == now else "",
+        }
+        for name, label in _SOURCES.items()
+        if can_run or name == now
+    ]
 
 
 def _describe_pair(result: Result, number: int) -> Message:

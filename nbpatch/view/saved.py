@@ -1,6 +1,6 @@
 """Displays results as they stand: figures, pages and a widget without a kernel behind it. Needs no torch.
 
-`nbpatch.workbench` displays results whose model is still there; both answer to `nbpatch.display`.
+`nbpatch.showing` displays results whose model is still there; both answer to `nbpatch.display`.
 """
 
 import base64
@@ -124,14 +124,14 @@ def _indirect(result: Result) -> Result:
 def picture_only(result: Result) -> str:
     """Returns why the widget cannot show a result, in words; "" where it can.
 
-    Its sentence speaks of the other prompt of a pair, and its read-out names one place by the axes it knows.
+    Its sentence speaks of the other prompt of a pair or of an ablation, and its read-out names one place by the axes it knows.
     """
     made, method = result.provenance, _method(result)
     corruption, window = made.get("corruption", "counterfactual"), made.get("window", 1)
     unknown = [axis for axis in result.over if axis not in _AXES]
     if method not in _SHOWN:
         return f"a result of {method}"
-    if corruption != "counterfactual":
+    if corruption not in ("counterfactual", "zero", "mean", "resample"):
         return f"corruption {corruption}"
     if window > 1:
         return f"windows of {window} layers"
@@ -144,7 +144,7 @@ def refuse_widget(result: Result, where: str) -> None:
     """Refuses the widget for a result that only a picture can show."""
     seen = picture_only(result)
     if seen:
-        what = "the widget shows single places, patched with values of the other prompt."
+        what = "the widget shows single places, patched with values of the other prompt or of an ablation."
         fix = 'nbp.of_corruption(result, "…")' if _method(result) == "compare" else "result.plot()"
         raise ResultError(what, where=where, seen=seen, fix=fix)
 
