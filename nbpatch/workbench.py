@@ -13,12 +13,14 @@ from typing import Any
 import pandas as pd
 import traitlets
 
-from nbpatch.corruption import SOURCES, AnyCorruption, as_corruption, corruption_named
+from nbpatch.corruption import SOURCES, AnyCorruption, as_corruption
 from nbpatch.engine import Origin, run
+from nbpatch.engine.staged import run_in_stages
 from nbpatch.errors import NbpatchError, PlanError, suggest
-from nbpatch.live.controls import Ask, describe_error, typed
+from nbpatch.live.controls import Ask, changed, describe_error, typed
 from nbpatch.live.exports import exported
 from nbpatch.live.kept import Kept
+from nbpatch.live.looks import Look, first_look, is_long, strengths
 from nbpatch.live.question import Answer, Question, Reply
 from nbpatch.live.stream import Stream
 from nbpatch.live.worker import Worker
@@ -28,7 +30,7 @@ from nbpatch.model import Model, load
 from nbpatch.plan import NOT_RUN, Plan, directions_of, make_plan
 from nbpatch.prompts import Pairs, PromptPair, as_pairs
 from nbpatch.result import Result
-from nbpatch.sites import default_over, parse_over
+from nbpatch.sites import parse_over
 from nbpatch.view import export, payload, saved
 from nbpatch.view.payload import Message
 from nbpatch.view.widgets import PatchWidget
@@ -100,6 +102,7 @@ class Workbench(PatchWidget):
         self._wanted = self._draft = self._ask
         self._kept = Kept()
         self._attention: dict[tuple[PromptPair, int], Result] = {}
+        self._looks: dict[tuple[Any, ...], Look] = {}
         self._answered: dict[Any, Any] = {}
         self._gen = 0
         self._quiet = False
@@ -255,7 +258,9 @@ class Workbench(PatchWidget):
         elif kind == "run":
             self._start(self._wanted)
         elif kind in ("set", "edit"):
-            self._guarded(lambda: self._start(self._edited(message) if kind == "edit" else self._changed(message)))
+            self._guarded(
+                lambda: self._start(self._edited(message) if kind == "edit" else changed(self._wanted, message))
+            )
         elif kind == "attention":
             layer = int(message["layer"])
             _worker.submit((self, "attention", layer), lambda: self._send_attention(layer))
@@ -266,21 +271,7 @@ class Workbench(PatchWidget):
 
     def _changed(self, message: Message) -> Ask:
         """Returns the controls after a change of one of them: of what was asked last, on screen or not yet."""
-        ask = self._wanted
-        component = str(message.get("component", ask.component))
-        over = parse_over(component, message["over"]) if "over" in message else ask.over
-        if component != ask.component and "over" not in message:
-            over = default_over(component)
-        metric = str(message.get("metric", ask.metric))
-        metrics = ask.metrics if metric in {one.name for one in ask.metrics} else (*ask.metrics, *as_metrics(metric))
-        pair = min(max(int(message.get("pair", ask.pair)), 0), len(ask.pairs) - 1)
-        source = ask.corruption
-        if message.get("corruption", source.kind) != source.kind:
-            source = corruption_named(str(message["corruption"]))
-        (usual,) = directions_of(None, source)
-        direction = str(message.get("direction", usual if source.ablates else ask.direction))
-        changed = {"component": component, "over": over, "metric": metric, "metrics": metrics, "pair": pair}
-        return replace(ask, **changed, direction=direction, corruption=source)
+        return changed(self._wanted, message)
 
     def _edited(self, message: Message) -> Ask:
         """Returns the controls with one field of one pair rewritten; a draft until it can be run."""
@@ -342,8 +333,7 @@ class Workbench(PatchWidget):
             # The controls and the prompts are shown before the first numbers: the base runs alone are quick.
             begun = run(plan, self.model, stop=_at_once)
             self._show(ask, self._kept.joined(ask, begun))
-            stream = Stream(ask, plan, begun, lambda status: self._say(status, gen), lambda one: self._post(one, gen))
-            result = run(plan, self.model, on_progress=stream.send, stop=lambda: self._cancelled or gen != self._gen)
+            result = self._measured(ask, plan, begun, gen)
             if gen != self._gen:
                 return
             complete = not (result.data["state"] == NOT_RUN).any()
@@ -351,6 +341,23 @@ class Workbench(PatchWidget):
         else:
             self._show(ask, self._kept.joined(ask, None))
         self._say({"state": "cancelled" if self._cancelled else "done", "text": self._summary()}, gen)
+
+    def _measured(self, ask: Ask, plan: Plan, begun: Result, gen: int) -> Result:
+        """Returns a sweep's result; on the page its estimate comes first, and exact cells over it as they land."""
+        looks = first_look(ask, plan, self.model)
+        for direction, one in looks.items():
+            self._looks[ask.sweep(direction)] = one
+        self._send_maps()
+        stream = Stream(
+            ask, plan, begun, looks, lambda status: self._say(status, gen), lambda one: self._post(one, gen)
+        )
+
+        def stop() -> bool:
+            return self._cancelled or gen != self._gen
+
+        if not looks or not is_long(plan, self.model):
+            return run(plan, self.model, on_progress=stream.send, stop=stop)
+        return run_in_stages(plan, self.model, strengths(plan, looks), on_progress=stream.send, stop=stop)
 
     def _show(self, ask: Ask, result: Result) -> None:
         """Puts a result on screen: controls first, then its maps."""
@@ -380,7 +387,11 @@ class Workbench(PatchWidget):
     def _send_maps(self) -> None:
         final = not bool((self.result.data["state"] == NOT_RUN).any())
         for one in payload.maps_of(self.result, self._ask.metric, pair=self._ask.pair, final=final):
-            self.post(*one.message(self._gen))
+            look = self._looks.get(self._ask.sweep(one.head["direction"]))
+            estimate = look.alone(one) if look else None
+            if estimate is not None:
+                self.post(*estimate.message(self._gen))
+            self.post(*(look.over(one) if look else one).message(self._gen))
 
     def _patterns(self, ask: Ask) -> Result | None:
         """Returns the attention of the pair on screen, or None where this model or pair has none to show."""

@@ -49,7 +49,7 @@ class Page:
     def wait_for(self, kind: str, count: int = 1) -> list[dict[str, Any]]:
         until = time.monotonic() + 20
         while time.monotonic() < until:
-            found = [one for one in self.got if one["type"] == kind]
+            found = [one for one in self.got if one["type"] == kind and not one.get("estimate")]
             if len(found) >= count:
                 return found
             time.sleep(0.01)
@@ -227,7 +227,7 @@ def slow_waves(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cancel_keeps_what_is_finished(page: Page, monkeypatch) -> None:
     slow_waves(monkeypatch)
     page.say("run")
-    page.wait_for("map", 2)
+    page.wait_for("map", 4)
     started = time.monotonic()
     page.say("cancel")
     page.settle()
@@ -269,9 +269,9 @@ def test_a_running_map_streams_and_is_marked_as_not_final(page: Page, monkeypatc
 
 def test_a_new_view_gets_everything(page: Page) -> None:
     page.bench.run()
-    before = len(page.got)
+    before = len(page.wait_for("map"))
     page.say("need")
-    page.wait_for("map", 1 + sum(one["type"] == "map" for one in page.got[:before]))
+    page.wait_for("map", before + 1)
     assert page.got[-1]["final"]
 
 
@@ -413,7 +413,7 @@ def test_progress_is_sent_at_most_twenty_times_a_second(page: Page) -> None:
 
     plan = page.bench._plan(page.bench._ask)
     sent: list[Any] = []
-    stream = Stream(page.bench._ask, plan, page.bench.result, lambda status: None, sent.append)
+    stream = Stream(page.bench._ask, plan, page.bench.result, {}, lambda status: None, sent.append)
     values = {name: np.zeros(plan.states.shape) for name in ("logit_diff", "prob")}
     for done in range(1, 50):
         stream.send(Progress(done, 50, 1.0, values, plan.states))

@@ -96,7 +96,7 @@ def run_together(
         if some:
             on = _counting(on_progress, done, total)
             found.update(
-                zip(mine, drive(_engine(some, model, fit), some, model, on_progress=on, stop=stop), strict=True)
+                zip(mine, drive(engine_for(some, model, fit), some, model, on_progress=on, stop=stop), strict=True)
             )
             done += sum(plan.n_runs for plan in some)
     return [found[number] for number in range(len(plans))]
@@ -158,7 +158,7 @@ def _progress(tables: Sequence[Table], number: int) -> Progress:
     return replace(tables[number].progress(), done=total - left, total=total)
 
 
-def _engine(plans: Sequence[Plan], model: Model, fit: Fit) -> Frontier | Replay:
+def engine_for(plans: Sequence[Plan], model: Model, fit: Fit) -> Frontier | Replay:
     """Returns the fastest engine that is exact for these plans on this model."""
     reason = _why_replayed(plans, model, fit)
     if fit.parts is not None and not reason:

@@ -4,11 +4,12 @@ import traceback
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nbpatch.corruption import SOURCES, AnyCorruption
+from nbpatch.corruption import SOURCES, AnyCorruption, corruption_named
 from nbpatch.errors import NbpatchError, PlanError
-from nbpatch.metrics import Metric
-from nbpatch.plan import COUNTERFACTUAL, DIRECTIONS
+from nbpatch.metrics import Metric, as_metrics
+from nbpatch.plan import COUNTERFACTUAL, DIRECTIONS, directions_of
 from nbpatch.prompts import Pairs, PromptPair
+from nbpatch.sites import default_over, parse_over
 from nbpatch.view.payload import Message
 
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t"})
@@ -42,6 +43,28 @@ class Ask:
         """Returns what the run in one direction is kept under."""
         metrics = tuple(metric.name for metric in self.metrics)
         return (self.pairs, self.component, self.over, direction, metrics, self.corruption)
+
+
+def changed(ask: Ask, message: Message) -> Ask:
+    """Returns the controls after a change of one of them, with what comes with it.
+
+    Raises:
+        NbpatchError: a component, axis, metric or corruption that there is not.
+    """
+    component = str(message.get("component", ask.component))
+    over = parse_over(component, message["over"]) if "over" in message else ask.over
+    if component != ask.component and "over" not in message:
+        over = default_over(component)
+    metric = str(message.get("metric", ask.metric))
+    metrics = ask.metrics if metric in {one.name for one in ask.metrics} else (*ask.metrics, *as_metrics(metric))
+    pair = min(max(int(message.get("pair", ask.pair)), 0), len(ask.pairs) - 1)
+    source = ask.corruption
+    if message.get("corruption", source.kind) != source.kind:
+        source = corruption_named(str(message["corruption"]))
+    (usual,) = directions_of(None, source)
+    direction = str(message.get("direction", usual if source.ablates else ask.direction))
+    more = {"component": component, "over": over, "metric": metric, "metrics": metrics, "pair": pair}
+    return replace(ask, **more, direction=direction, corruption=source)
 
 
 def as_python(ask: Ask, model: str) -> str:

@@ -124,7 +124,7 @@ def _indirect(result: Result) -> Result:
 def picture_only(result: Result) -> str:
     """Returns why the widget cannot show a result, in words; "" where it can.
 
-    Its sentence speaks of the other prompt of a pair or of an ablation, and its read-out names one place by the axes it knows.
+    Its sentence speaks of the other prompt or of an ablation, and its read-out names one place by the axes it knows.
     """
     made, method = result.provenance, _method(result)
     corruption, window = made.get("corruption", "counterfactual"), made.get("window", 1)
