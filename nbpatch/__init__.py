@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from nbpatch import tasks
+    from nbpatch.attention_view import AttentionView
     from nbpatch.corruption import Mean, Noise, Resample, Zero
     from nbpatch.engine import load
     from nbpatch.errors import NbpatchError
@@ -30,12 +31,16 @@ if TYPE_CHECKING:
     from nbpatch.model import Model
     from nbpatch.prompts import Pairs, PromptPair
     from nbpatch.result import Result, read
+    from nbpatch.view.single import DirectionToggle, Heatmap
     from nbpatch.workbench import Workbench
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AttentionView": "nbpatch.attention_view",
     "Circuit": "nbpatch.graph",
+    "DirectionToggle": "nbpatch.view.single",
+    "Heatmap": "nbpatch.view.single",
     "Mean": "nbpatch.corruption",
     "Model": "nbpatch.model",
     "NbpatchError": "nbpatch.errors",
@@ -69,7 +74,10 @@ _HOMES = {
 }
 
 __all__ = [
+    "AttentionView",
     "Circuit",
+    "DirectionToggle",
+    "Heatmap",
     "Mean",
     "Model",
     "NbpatchError",

@@ -23,7 +23,7 @@ from nbpatch.live.kept import Kept
 from nbpatch.live.looks import Look, first_look, is_long, strengths
 from nbpatch.live.question import Answer, Question, Reply
 from nbpatch.live.stream import Stream
-from nbpatch.live.worker import Worker
+from nbpatch.live.worker import WORKER
 from nbpatch.methods.companions import attention
 from nbpatch.metrics import as_metrics
 from nbpatch.model import Model, load
@@ -42,8 +42,6 @@ _CONTROLS = ("component", "direction", "metric", "corruption")
 
 _ANSWERS: dict[str, Answer] = {}
 """What views may ask, by the kind of question."""
-
-_worker = Worker()
 
 
 class Workbench(PatchWidget):
@@ -254,7 +252,7 @@ class Workbench(PatchWidget):
         if kind == "cancel":
             self.cancel()
         elif kind == "need":
-            _worker.submit((self, "need"), self._send_maps)
+            WORKER.submit((self, "need"), self._send_maps)
         elif kind == "run":
             self._start(self._wanted)
         elif kind in ("set", "edit"):
@@ -263,9 +261,9 @@ class Workbench(PatchWidget):
             )
         elif kind == "attention":
             layer = int(message["layer"])
-            _worker.submit((self, "attention", layer), lambda: self._send_attention(layer))
+            WORKER.submit((self, "attention", layer), lambda: self._send_attention(layer))
         elif kind == "export":
-            _worker.submit((self, "export"), lambda: self._guarded(lambda: self._send_export(str(message["kind"]))))
+            WORKER.submit((self, "export"), lambda: self._guarded(lambda: self._send_export(str(message["kind"]))))
         elif kind == "ask":
             self._answer(message)
 
@@ -309,7 +307,7 @@ class Workbench(PatchWidget):
         self._failure = None
         self._done.clear()
         self.error = None
-        _worker.submit(self, lambda: self._work(ask, gen))
+        WORKER.submit(self, lambda: self._work(ask, gen))
 
     def _work(self, ask: Ask, gen: int) -> None:
         try:
@@ -431,7 +429,7 @@ class Workbench(PatchWidget):
             reply = next(replies, None)
             if reply is not None:
                 self.post({**head, **reply[0]}, reply[1])
-                _worker.follow(owner, lambda: guarded(lambda: go_on(replies)))
+                WORKER.follow(owner, lambda: guarded(lambda: go_on(replies)))
 
         def guarded(action: Callable[[], None]) -> None:
             try:
@@ -439,7 +437,7 @@ class Workbench(PatchWidget):
             except Exception as error:  # noqa: BLE001 - the view that asked shows it; the sweep stays as it is
                 self.post({**head, "error": describe_error(error)})
 
-        _worker.submit(owner, lambda: guarded(begin))
+        WORKER.submit(owner, lambda: guarded(begin))
 
     def _guarded(self, action: Callable[[], None]) -> None:
         try:

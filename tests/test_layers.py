@@ -42,6 +42,7 @@ ROWS: dict[str, float] = {
     "nbpatch.compat": 7,
     "nbpatch.tiny": 7,
     "nbpatch.workbench": 7,
+    "nbpatch.attention_view": 7,
     "nbpatch.showing": 7.5,
     "nbpatch.magics": 8,
     "nbpatch.__main__": 8,

@@ -2,15 +2,18 @@
 
 import { show } from './app'
 import { type Host, liveHost, type Model, staticHost } from './host'
+import { linkTraits } from './linked'
 import { type BundleName, type Bundles, keep } from './load'
 import { Store } from './store'
 import type { StaticDocument } from './wire'
 
-function mount(el: HTMLElement, host: Host): () => void {
+function mount(el: HTMLElement, host: Host, link?: (store: Store) => () => void): () => void {
   const store = new Store(host)
+  const unlink = link?.(store)
   const remove = show(el, store)
   return () => {
     remove()
+    unlink?.()
     store.close()
   }
 }
@@ -29,5 +32,6 @@ export function mountStatic(
 }
 
 export default {
-  render: ({ model, el }: { model: Model; el: HTMLElement }): (() => void) => mount(el, liveHost(model)),
+  render: ({ model, el }: { model: Model; el: HTMLElement }): (() => void) =>
+    mount(el, liveHost(model), (store) => linkTraits(model, store)),
 }

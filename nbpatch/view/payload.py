@@ -118,6 +118,35 @@ def labels(axis: xr.DataArray) -> list[int | str]:
     return [value if isinstance(value, str) else int(value) for value in axis.to_numpy().tolist()]
 
 
+def blank(view: str, made: Mapping[str, Any] | None = None, *, direction: str = "denoising") -> Message:
+    """Returns the description of a single view without a sweep.
+
+    Args:
+        view: the one view.
+        made: provenance with a model and pairs, if the view shows some.
+    """
+    kept = ("clean", "corrupted", "answer", "wrong", "clean_tokens", "corrupted_tokens", "differs", "has_bos")
+    none: Message = {**dict.fromkeys(kept, ""), **{name: [] for name in kept[2:7]}, "clean_end": 0, "corrupted_end": 0}
+    model = {"name": "", "n_layers": 0, "n_heads": 0, "n_kv_heads": 0, "device": ""}
+    more: Message = {"clean_top": [], "corrupted_top": [], "metrics": {}}
+    return {
+        "pairs": [{**{key: pair[key] for key in none}, **more} for pair in (made["pairs"] if made else [none])],
+        "pair": 0,
+        "component": "",
+        "over": [],
+        "direction": direction,
+        "metric": "",
+        "metrics": [],
+        "components": [],
+        "model": {key: made["model"][key] for key in model} if made else model,
+        "warnings": [],
+        "card": "",
+        "can_run": True,
+        "view": view,
+        "exports": [],
+    }
+
+
 def describe(
     result: Result, *, pair: int = 0, metric: str | None = None, can_run: bool, works: Mapping[str, str]
 ) -> Message:
