@@ -21,7 +21,7 @@ import { change, choose, chosenOf, type Drawn, hoverOf, lookOf, toldOf } from '.
 import { edge } from './paths_words'
 import type { Store } from './store'
 import { yardstick } from './table'
-import type { HeatMap } from './wire'
+import { type HeatMap, State } from './wire'
 import { finding } from './words'
 
 interface MapProps {
@@ -33,7 +33,7 @@ interface MapProps {
 
 export function PathMap({ store, frame, now, map }: MapProps): Child {
   const { model } = store.spec.value
-  const gutter = frame.narrow ? 44 : 64
+  const gutter = frame.narrow ? 52 : 64
   const right = frame.narrow ? 0 : 70
   const layout = layOutPaths(now.told.axis, model, frame.space - gutter - right, frame.narrow)
   const limit = store.limitOf([map])
@@ -247,7 +247,8 @@ function Readout({ store, map, now, limit, shown }: ReadoutProps): Child {
         {yardstick(map).share
           ? `Colour: effect as a share of the gap (${gap})`
           : 'Colour: effect over the largest; there is no gap to share out'}
-        {limit < 1 && `, ±${String(limit).replace(/^0/, '')} at most`}; hatched: no causal path
+        {limit < 1 && `, ±${String(limit).replace(/^0/, '')} at most`}
+        {map.state.includes(State.NoPath) && '; hatched: no causal path'}
       </span>
     </div>
   )
