@@ -1,6 +1,6 @@
 // Beside the map of paths: one path as a number and the steps from it, the strongest paths, what to know of them.
 
-import { type Child, h } from './dom'
+import { type Child, Fragment, h } from './dom'
 import { plural, readNumber, tableNumber } from './format'
 import { choose, chosenOf, type Drawn, goOn, openOn, showAttention } from './paths_state'
 import { brief, edge, endOf, inputOf, senderOf, strongestOf } from './paths_words'

@@ -122,7 +122,7 @@ export function drawn(store: Store): Drawn {
   const was = (answer?.asked ?? asked) as unknown as Told
   const axis: Axis = content.axis === 'receiver' ? 'receiver' : 'sender'
   return {
-    map: trouble ? null : (kept.map ?? null),
+    map: trouble || !answer ? null : (kept.map ?? null),
     told: { ...was, axis },
     stale: waits,
     trouble,
