@@ -164,7 +164,7 @@ export function parts(
 export function nameUnder(layout: Layout, x: number, y: number): string | null {
   const row = layout.rows.findIndex((r) => y >= r.top && y < r.top + heightOf(layout, r))
   if (row < 0) return null
-  if (layout.rows[row]?.alone) return x < layout.alone ? nameAt(layout, row, 0) : null
+  if (layout.rows[row]?.alone) return x >= 0 && x < layout.alone ? nameAt(layout, row, 0) : null
   const band = layout.bands.find((b) => x >= b.x && x < b.x + b.col * b.cols)
   return band ? nameAt(layout, row, band.from + Math.floor((x - band.x) / band.col)) : null
 }
