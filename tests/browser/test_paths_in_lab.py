@@ -181,6 +181,7 @@ def test_it_fits_every_width_in_light_and_dark(paths, screens):
     root, page = paths.part("nbp-root"), paths.page
     paths.select("nbp-paths-receiver", "v[2.3]")
     shown(paths, "receivers", "v[2.3]")
+    page.set_viewport_size({"width": 1900, "height": 1600})
     for theme in ("JupyterLab Dark", "JupyterLab Light"):
         paths.command("apputils:change-theme", theme=theme)
         page.wait_for_function(
@@ -197,6 +198,7 @@ def test_it_fits_every_width_in_light_and_dark(paths, screens):
             )
             assert wide == [], (width, wide)
     root.evaluate("root => { root.parentElement.style.width = ''; }")
+    page.set_viewport_size({"width": 1500, "height": 2000})
 
 
 def test_no_errors_on_the_console_and_no_request_leaves_the_machine(book):
