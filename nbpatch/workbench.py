@@ -21,6 +21,7 @@ from nbpatch.live.controls import Ask, changed, describe_error, typed
 from nbpatch.live.exports import exported
 from nbpatch.live.kept import Kept
 from nbpatch.live.looks import Look, first_look, is_long, strengths
+from nbpatch.live.paths import SHOWN, answer_paths
 from nbpatch.live.question import Answer, Question, Reply
 from nbpatch.live.stream import Stream
 from nbpatch.live.worker import WORKER
@@ -40,7 +41,7 @@ _POLL = 0.02
 _CONTROLS = ("component", "direction", "metric", "corruption")
 """The controls that are traits: set in Python, by a link or on the page."""
 
-_ANSWERS: dict[str, Answer] = {}
+_ANSWERS: dict[str, Answer] = {"paths": answer_paths}
 """What views may ask, by the kind of question."""
 
 
@@ -120,6 +121,11 @@ class Workbench(PatchWidget):
     def results(self) -> tuple[Result, ...]:
         """All finished sweeps, one per direction."""
         return self._kept.all()
+
+    @property
+    def path(self) -> Result | None:
+        """What the paths tab has shown last, over all `sender`s or all `receiver`s by name; None before."""
+        return self._answered.get(SHOWN)
 
     @property
     def selected(self) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import ipywidgets
 import numpy as np
 import pytest
 import traitlets
+from test_prompts import untyped  # noqa: F401 - a fixture
 from test_workbench import PAIR, model  # noqa: F401 - a fixture
 
 import nbpatch as nbp
@@ -76,9 +77,9 @@ def test_a_heat_map_takes_another_result_and_metric(both: nbp.Result, model: Mod
     assert shown.selection == {"layer": 0, "pos": 1}
 
 
-def test_a_heat_map_refuses_what_it_cannot_show(both: nbp.Result, model: Model) -> None:  # noqa: F811
+def test_a_heat_map_refuses_what_it_cannot_show(both: nbp.Result, model: Model, untyped: None) -> None:  # noqa: F811
     with pytest.raises(ResultError, match="a heat map shows a result"):
-        untyped(nbp.Heatmap)("z")
+        nbp.Heatmap("z")
     with pytest.raises(ResultError, match="single places"):
         nbp.Heatmap(nbp.attribute(model, PAIR, "z"))
     with pytest.raises(ResultError, match="no metric 'kl'"):

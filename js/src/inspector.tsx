@@ -2,6 +2,7 @@
 
 import { type Child, h } from './dom'
 import { percent, plural, readNumber, visible } from './format'
+import { PathButtons } from './path_buttons'
 import type { Store } from './store'
 import { indexIn, reason, strongest, tokenAt, unravel, yardstick } from './table'
 import { Chip, Icon, Run } from './ui'
@@ -50,6 +51,7 @@ function Chosen({ store }: { store: Store }): Child {
         {cell && maps.map((m) => <Big key={m.key.direction} map={m} cell={cell} one={maps.length === 1} />)}
       </div>
       {cell && maps.length === 1 && map && <Rail map={map} cell={cell} store={store} />}
+      <PathButtons store={store} cell={store.chosen} />
     </section>
   )
 }

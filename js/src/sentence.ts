@@ -74,7 +74,7 @@ const text = (t: string): Part => ({ kind: 'text', text: t })
 const bold = (t: string): Part => ({ kind: 'bold', text: t })
 
 /** What is to be restored or kept, in the words of the metric. */
-function object(view: View, pair: Pair, label: string): Part[] {
+export function object(view: View, pair: Pair, label: string): Part[] {
   const answer = tokens(pair.answer, 'answer')
   const wrong = tokens(pair.wrong, 'wrong')
   switch (view.metric) {

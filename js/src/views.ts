@@ -4,12 +4,13 @@ import { AttentionPanel, askForAttention } from './attention'
 import attention from './attention.css?inline'
 import { Inspector } from './inspector'
 import type { Views } from './load'
+import steps from './path_buttons.css?inline'
 import { handExports, saveHere } from './save'
 import { Quadrants } from './scatter'
 import side from './side.css?inline'
 
 export const bundle: Views = {
-  style: [side, attention].join(''),
+  style: [side, attention, steps].join(''),
   inspector: Inspector,
   attention: AttentionPanel,
   scatter: Quadrants,
