@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from nbpatch import tasks
+    from nbpatch.circuit_view import CircuitView
     from nbpatch.corruption import Mean, Noise, Resample, Zero
     from nbpatch.engine import load
     from nbpatch.errors import NbpatchError
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Circuit": "nbpatch.graph",
+    "CircuitView": "nbpatch.circuit_view",
     "Mean": "nbpatch.corruption",
     "Model": "nbpatch.model",
     "NbpatchError": "nbpatch.errors",
@@ -70,6 +72,7 @@ _HOMES = {
 
 __all__ = [
     "Circuit",
+    "CircuitView",
     "Mean",
     "Model",
     "NbpatchError",

@@ -4,7 +4,7 @@ What the page shows is always `Workbench.result` and its neighbours: a sweep tha
 """
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +15,15 @@ import traitlets
 
 from nbpatch.engine import Origin, run
 from nbpatch.errors import NbpatchError, PlanError, suggest
+from nbpatch.graph import Circuit
+from nbpatch.live import circuits
+from nbpatch.live.answering import reply
 from nbpatch.live.controls import Ask, describe_error, typed
 from nbpatch.live.exports import exported
 from nbpatch.live.kept import Kept
 from nbpatch.live.question import Answer, Question, Reply
 from nbpatch.live.stream import Stream
-from nbpatch.live.worker import Worker
+from nbpatch.live.worker import KERNEL
 from nbpatch.methods.companions import attention
 from nbpatch.metrics import as_metrics
 from nbpatch.model import Model, load
@@ -37,10 +40,10 @@ _POLL = 0.02
 _CONTROLS = ("component", "direction", "metric")
 """The controls that are traits: set in Python, by a link or on the page."""
 
-_ANSWERS: dict[str, Answer] = {}
+_ANSWERS: dict[str, Answer] = {"circuit": circuits.circuit, "faithful": circuits.faithful}
 """What views may ask, by the kind of question."""
 
-_worker = Worker()
+_worker = KERNEL
 
 
 class Workbench(PatchWidget):
@@ -109,6 +112,11 @@ class Workbench(PatchWidget):
     def results(self) -> tuple[Result, ...]:
         """All finished sweeps, one per direction."""
         return self._kept.all()
+
+    @property
+    def circuit(self) -> Circuit | None:
+        """The kept circuit of the Circuit tab; None until it was opened."""
+        return circuits.kept_circuit(self._answered, self._ask)
 
     @property
     def selected(self) -> pd.DataFrame:
@@ -383,30 +391,15 @@ class Workbench(PatchWidget):
         self.post({"v": payload.VERSION, "gen": self._gen, **head}, buffers)
 
     def _answer(self, message: Message) -> None:
-        """Enqueues the answer to a question; between two of its replies other work is done."""
+        """Enqueues the answer to a question of a view."""
         kind, key = str(message.get("kind")), str(message.get("key"))
-        head = {"v": payload.VERSION, "type": "answer", "kind": kind, "key": key, "id": message.get("id")}
-        owner = (self, "ask", key)
 
-        def begin() -> None:
+        def begin() -> Iterable[Reply]:
             if kind not in _ANSWERS:
                 raise PlanError(f"no question {kind!r}.", where="ask", fix=suggest(kind, _ANSWERS))
-            question = Question(self.model, self._ask, self.result, message, self._answered)
-            go_on(iter(_ANSWERS[kind](question)))
+            return _ANSWERS[kind](Question(self.model, self._ask, self.result, message, self._answered))
 
-        def go_on(replies: Iterator[Reply]) -> None:
-            reply = next(replies, None)
-            if reply is not None:
-                self.post({**head, **reply[0]}, reply[1])
-                _worker.follow(owner, lambda: guarded(lambda: go_on(replies)))
-
-        def guarded(action: Callable[[], None]) -> None:
-            try:
-                action()
-            except Exception as error:  # noqa: BLE001 - the view that asked shows it; the sweep stays as it is
-                self.post({**head, "error": describe_error(error)})
-
-        _worker.submit(owner, lambda: guarded(begin))
+        reply(_worker, (self, "ask", key), message, begin, self.post)
 
     def _guarded(self, action: Callable[[], None]) -> None:
         try:

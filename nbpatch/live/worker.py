@@ -36,3 +36,7 @@ class Worker:
                     self._waiting.wait()
                 job = self._jobs.pop(next(iter(self._jobs)))
             job()
+
+
+KERNEL = Worker()
+"""The kernel's one worker, shared by all its widgets."""
