@@ -134,6 +134,7 @@ export function show(el: HTMLElement, store: Store): () => void {
     if (!due) queueMicrotask(draw)
     due = true
   }
+  if (store.spec.value.view === 'circuit') store.need('graphs')
   draw()
   const root = el.querySelector('.nbp') as HTMLElement
   const measure = () => {
