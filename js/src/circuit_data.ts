@@ -156,11 +156,14 @@ export function thresholdOf(data: Scored, n: number): number | null {
   return at < 0 ? null : (data.thresholds[at] as number)
 }
 
+/** The numbers of edges, from all those sent on, whose thresholds are known. */
+const beyond = (data: Scored): number[] => [data.sent, ...data.sizes.filter((size) => size > data.sent)]
+
 /** A number of edges that the slider can stand for: beyond those sent, one whose threshold is known. */
 export function nearest(data: Scored, n: number): number {
   const whole = Math.min(data.total, Math.max(1, Math.round(n)))
   if (whole <= data.sent) return whole
-  return data.sizes.reduce(
+  return beyond(data).reduce(
     (best, size) => (Math.abs(size - whole) < Math.abs(best - whole) ? size : best),
     data.total,
   )
@@ -189,8 +192,9 @@ export function stepped(key: string, n: number, data: Scored): number | null {
   if (next === undefined) return null
   const found = nearest(data, next)
   if (found !== n || next < 1 || next > data.total) return found
-  // Beyond the edges sent, the next number that is known lies further than a step.
-  return data.sizes[data.sizes.indexOf(n) + Math.sign(next - n)] ?? found
+  // Beyond the edges sent, the next number that is known may lie further away than a step.
+  const known = beyond(data)
+  return known[known.indexOf(n) + Math.sign(next - n)] ?? found
 }
 
 /** What an end is called: "mlp 2", "4.2", "token 8". */

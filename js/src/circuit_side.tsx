@@ -31,7 +31,6 @@ export function Side(props: Props): Child {
 
 function Kept({ data, faithful, old, trouble, kept, store }: Props): Child {
   const said = faithful && typeof faithful.clean === 'number' ? faithful : null
-  const dots = <span class="dim">…</span>
   const random = !old && said ? said.random : undefined
   const unit = plural(data.unit, said?.value ?? 0)
   const known = data.sent >= (faithful?.n ?? 0) || !old
@@ -72,12 +71,12 @@ function Kept({ data, faithful, old, trouble, kept, store }: Props): Child {
         {data.runs && (
           <>
             <dt>nothing kept</dt>
-            <dd>{said ? readNumber(said.empty as number) : dots}</dd>
+            <dd>{said ? readNumber(said.empty as number) : '…'}</dd>
             <dt>
               {said?.random?.count ?? 5} random sets of {grouped(faithful?.edges ?? kept.length)} edges
             </dt>
             <dd title={random ? `mean; the lowest and the highest: ${spread(random)}` : ''}>
-              {random && random.mean !== null ? readNumber(random.mean).replace('+', '') : dots}
+              {random && random.mean !== null ? readNumber(random.mean).replace('+', '') : '…'}
             </dd>
           </>
         )}

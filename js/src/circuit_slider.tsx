@@ -28,7 +28,7 @@ export function Slider(props: Props): Child {
   const { store, data, n, leading, threshold, faithful, old, width } = props
   const { total, unit } = data
   const least = threshold === null ? '…' : threshold.toFixed(2)
-  const units = plural(unit, threshold ?? 0)
+  const units = plural(unit, 0)
   const lost = leading === null ? 0 : n - leading
   const inner = width - LEFT
   const said = `${n} of ${total} edges, score at least ${least}${units && ` ${units}`}`
