@@ -38,7 +38,8 @@ class CircuitView(PatchWidget):
     Args:
         circuit: its edges are what the slider chooses from; `eap` makes one.
         model: what `nbpatch.load` takes or returned; with it the kept edges are run, as `evaluate` does.
-        pairs: on which they are run; those the circuit was found on by default.
+        pairs: on which they are run; those the circuit was found on by default. Where some of them are such pairs,
+            they come first and the page offers the others.
         metric: as in `nbpatch.evaluate`; the one the circuit was scored by where that has a name, else logit_diff.
 
     Attributes:

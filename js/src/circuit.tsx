@@ -72,7 +72,7 @@ function Whole({ store, frame, data, faithful, old, trouble }: Parts): Child {
   }
   const drawn: readonly Edge[] = kept.slice(0, MOST)
   const beside = frame.space >= 720
-  const width = Math.max(220, frame.space - (beside ? 250 : 0))
+  const width = Math.max(220, frame.space - (beside ? 266 : 0))
   return (
     <div class="main">
       <div class="circuit-main">
@@ -90,7 +90,6 @@ function Whole({ store, frame, data, faithful, old, trouble }: Parts): Child {
           </p>
         )}
       </div>
-      <Side store={store} data={data} kept={kept} faithful={faithful} old={old} trouble={trouble} />
       <div class={`circuit-foot${beside ? ' beside' : ''}`}>
         <Slider
           store={store}
@@ -103,6 +102,7 @@ function Whole({ store, frame, data, faithful, old, trouble }: Parts): Child {
           width={width}
         />
       </div>
+      <Side store={store} data={data} kept={kept} faithful={faithful} old={old} trouble={trouble} />
     </div>
   )
 }

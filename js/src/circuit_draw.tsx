@@ -61,7 +61,7 @@ export function Circuit(props: Props): Child {
               curve={c}
               width={widthOf(c.edge, most)}
               colour={colourOf(c.edge.score, most, theme)}
-              faint={!shown.has(c.edge.name) || (now !== null && !lit(c))}
+              faint={!shown.has(c.edge.name) || (now !== null && 'node' in now && !lit(c))}
               on={now !== null && 'edge' in now && lit(c)}
             />
           ))}

@@ -55,8 +55,8 @@ export interface Room {
   narrow: boolean
 }
 
-const BOX = { mlp: [42, 22], head: [30, 30], embed: [50, 24], logits: [118, 28] } as const
-const HEAD_STEP = 42
+const BOX = { mlp: [46, 22], head: [30, 30], embed: [50, 24], logits: [118, 28] } as const
+const HEAD_STEP = 44
 const TOP = 66
 const ROW = { heads: 46, mlp: 44, empty: 15 }
 
@@ -252,18 +252,23 @@ function curve(from: NodeBox, to: NodeBox, edge: Edge, nodes: ReadonlyMap<string
 const round = (x: number): number => Math.round(10 * x) / 10
 
 function points(from: NodeBox, to: NodeBox, edge: Edge, nodes: ReadonlyMap<string, NodeBox>): Point[] {
-  const dx = to.x - from.x
+  const half = to.w / 2 - 12
+  const into = to.end.kind === 'logits' ? Math.min(to.x + half, Math.max(to.x - half, from.x)) : to.x
+  const dx = into - from.x
   const bottom: Point = [from.x, from.y + from.h / 2]
-  const top: Point = [to.x, to.y - to.h / 2]
-  if (to.end.kind === 'logits')
-    top[0] = Math.min(to.x + to.w / 2 - 12, Math.max(to.x - to.w / 2 + 12, from.x))
+  const top: Point = [into, to.y - to.h / 2]
   if (Math.abs(dx) < 2) {
-    const between = [...nodes.values()].some((n) => Math.abs(n.x - from.x) < 2 && n.y > from.y && n.y < to.y)
+    const between = [...nodes.values()].some(
+      (n) => Math.abs(n.x - from.x) < n.w / 2 && n.y > from.y && n.y < to.y && n !== to,
+    )
     if (!between) return [bottom, bottom, top, top]
     // Past what stands between: what adds bows right, what takes away left.
     const side = edge.score < 0 ? -1 : 1
     const start: Point = [from.x + side * (from.w / 2 - 4), from.y + from.h / 2 - 4]
-    const end: Point = [to.x + side * (Math.min(to.w, 60) / 2 - 4), to.y - to.h / 2 + 4]
+    const end: Point =
+      to.end.kind === 'logits'
+        ? [Math.min(to.x + half, Math.max(to.x - half, into + side * 12)), to.y - to.h / 2]
+        : [into + side * (to.w / 2 - 4), to.y - to.h / 2 + 4]
     const out = 26 + 0.13 * (to.y - from.y)
     return [start, [start[0] + side * out, start[1] + 14], [end[0] + side * out, end[1] - 14], end]
   }

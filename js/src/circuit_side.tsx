@@ -236,14 +236,25 @@ function Careful({ store, data, faithful }: Props): Child {
               Evaluate on {data.others} held-out {data.others === 1 ? 'pair' : 'pairs'}
             </button>
           ) : (
-            <span>
-              {isAlone(store)
-                ? 'Hand in others: nbp.CircuitView(circuit, model, other_pairs).'
-                : 'Add pairs to the workbench, in summed edges of any length, to evaluate on them.'}
-            </span>
+            <Elsewhere store={store} data={data} />
           )}
         </span>
       </p>
     </section>
   )
+}
+
+/** What would give other pairs to run the kept edges on. */
+function Elsewhere({ store, data }: Pick<Props, 'store' | 'data'>): Child {
+  if (isAlone(store)) return <>Hand in others: nbp.CircuitView(circuit, model, pairs).</>
+  if (data.positions !== null && store.spec.value.pairs.length > 1)
+    return (
+      <>
+        The other pairs have other lengths.{' '}
+        <button type="button" class="link" onClick={() => control(store, { positions: false })}>
+          Sum edges over positions
+        </button>
+      </>
+    )
+  return <>Add pairs to the workbench to evaluate on them: wb.pairs = [pair, other].</>
 }
