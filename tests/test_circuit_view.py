@@ -266,3 +266,11 @@ def test_what_is_no_edge_or_number_of_edges_is_refused(whole: nbp.Circuit) -> No
         view.selection = {"edge": "m9->logits"}
     view.selection = {"edge": str(view.kept.edges[0])}
     view.selection = None
+
+
+def test_heads_that_share_keys_are_named_as_the_graph_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = load((micro.llama(), micro.tokenizer()))
+    page = Page(nbp.Workbench(shared, PAIR), monkeypatch)
+    edges = [name for name, _ in found(*page.answer("circuit", method="eap", positions=True))]
+    assert edges == [str(edge) for edge in nbp.eap(shared, PAIR, by_position=True).edges[: circuits.SENT]]
+    assert any(".kv1.v @" in name for name in edges)

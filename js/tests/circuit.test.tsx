@@ -94,13 +94,14 @@ describe('edges', () => {
   })
 
   it('of a key-value head feed all heads that share it', () => {
-    const inputs = ['a0.kv0.k', 'logits']
-    const more = { senders: ['embed', 'a0.0', 'a0.1'], inputs, kv_heads: 1, layers: 1 }
-    const bytes = [new Int32Array([0, 2, 0, 1, 0, 1]).buffer, new Float32Array([2, 1]).buffer]
+    const inputs = ['a0.kv1.k', 'logits']
+    const more = { senders: ['embed', 'a0.1', 'a0.3'], inputs, heads: 4, kv_heads: 2, layers: 1 }
+    const bytes = [new Int32Array([0, 2, 1, 0, 1, 1, 0, 1, 1]).buffer, new Float32Array([3, 2, 1]).buffer]
     const data = decode({ content: { ...message().content, ...more }, buffers: bytes, asked: {} }) as Scored
-    expect(names(data.edges)).toEqual(['embed->a0.kv0.k @ 0', 'a0.1->logits @ 1'])
-    expect(pruned(data.edges)).toHaveLength(2)
-    expect(pathOf(data.edges[0] as Edge)).toEqual({ sender: 'embed', receiver: 'k[0.0]' })
+    expect(names(data.edges)).toEqual(['embed->a0.kv1.k @ 0', 'a0.3->logits @ 1', 'a0.1->logits @ 1'])
+    expect(pruned(data.edges)).toHaveLength(3)
+    expect(pruned(data.edges.filter((_, i) => i !== 1))).toHaveLength(1)
+    expect(pathOf(data.edges[0] as Edge)).toEqual({ sender: 'embed', receiver: 'k[0.1]' })
   })
 
   it('are all kept where not all that matter are here', () => {
@@ -403,7 +404,7 @@ describe('the tab', () => {
     button('Show attention').click()
     await settle()
     expect(get<HTMLInputElement>('nbp-heatmap')).toBeTruthy()
-    expect(el.querySelector('[data-testid=nbp-attention]')?.textContent).toContain('1.1')
+    expect(el.querySelector('[data-testid=nbp-attention] h4')?.textContent).toContain('layer 1, head 1')
   })
 
   it('walks from node to node by keys and lists the edges of one', async () => {
