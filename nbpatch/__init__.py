@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from nbpatch import tasks
     from nbpatch.attention_view import AttentionView
+    from nbpatch.circuit_view import CircuitView
     from nbpatch.corruption import Mean, Noise, Resample, Zero
     from nbpatch.engine import load
     from nbpatch.errors import NbpatchError
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AttentionView": "nbpatch.attention_view",
     "Circuit": "nbpatch.graph",
+    "CircuitView": "nbpatch.circuit_view",
     "DirectionToggle": "nbpatch.view.single",
     "Heatmap": "nbpatch.view.single",
     "Mean": "nbpatch.corruption",
@@ -76,6 +78,7 @@ _HOMES = {
 __all__ = [
     "AttentionView",
     "Circuit",
+    "CircuitView",
     "DirectionToggle",
     "Heatmap",
     "Mean",

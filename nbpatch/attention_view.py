@@ -5,7 +5,7 @@ from typing import Any
 import traitlets
 
 from nbpatch.errors import PlanError, SiteError, suggest
-from nbpatch.live.worker import WORKER
+from nbpatch.live.worker import KERNEL
 from nbpatch.methods.companions import attention
 from nbpatch.model import Model, load
 from nbpatch.prompts import PromptPair
@@ -80,7 +80,7 @@ class AttentionView(PatchWidget):
         """Takes a message of the page. May be called on any thread; only enqueues."""
         if message["type"] == "attention":
             layer = int(message["layer"])
-            WORKER.submit((self, layer), lambda: self._send_layer(layer))
+            KERNEL.submit((self, layer), lambda: self._send_layer(layer))
 
     def _send_layer(self, layer: int) -> None:
         if self._patterns is not None and 0 <= layer < self.model.shape.n_layers:

@@ -4,7 +4,7 @@ What the page shows is always `Workbench.result` and its neighbours: a sweep tha
 """
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +17,18 @@ from nbpatch.corruption import SOURCES, AnyCorruption, as_corruption
 from nbpatch.engine import Origin, run
 from nbpatch.engine.staged import run_in_stages
 from nbpatch.errors import NbpatchError, PlanError, suggest
+from nbpatch.graph import Circuit
+from nbpatch.live import circuits
+from nbpatch.live.answering import reply
+from nbpatch.live.answers import ANSWERS
 from nbpatch.live.controls import Ask, changed, describe_error, typed
 from nbpatch.live.exports import exported
 from nbpatch.live.kept import Kept
 from nbpatch.live.looks import Look, first_look, is_long, strengths
-from nbpatch.live.paths import SHOWN, answer_paths
-from nbpatch.live.question import Answer, Question, Reply
+from nbpatch.live.paths import SHOWN
+from nbpatch.live.question import Question, Reply
 from nbpatch.live.stream import Stream
-from nbpatch.live.worker import WORKER
+from nbpatch.live.worker import KERNEL
 from nbpatch.methods.companions import attention
 from nbpatch.metrics import as_metrics
 from nbpatch.model import Model, load
@@ -40,9 +44,6 @@ _POLL = 0.02
 
 _CONTROLS = ("component", "direction", "metric", "corruption")
 """The controls that are traits: set in Python, by a link or on the page."""
-
-_ANSWERS: dict[str, Answer] = {"paths": answer_paths}
-"""What views may ask, by the kind of question."""
 
 
 class Workbench(PatchWidget):
@@ -126,6 +127,11 @@ class Workbench(PatchWidget):
     def path(self) -> Result | None:
         """What the paths tab has shown last, over all `sender`s or all `receiver`s by name; None before."""
         return self._answered.get(SHOWN)
+
+    @property
+    def circuit(self) -> Circuit | None:
+        """The kept circuit of the Circuit tab; None until it was opened."""
+        return circuits.kept_circuit(self._answered, self._ask)
 
     @property
     def selected(self) -> pd.DataFrame:
@@ -258,7 +264,7 @@ class Workbench(PatchWidget):
         if kind == "cancel":
             self.cancel()
         elif kind == "need":
-            WORKER.submit((self, "need"), self._send_maps)
+            KERNEL.submit((self, "need"), self._send_maps)
         elif kind == "run":
             self._start(self._wanted)
         elif kind in ("set", "edit"):
@@ -267,9 +273,9 @@ class Workbench(PatchWidget):
             )
         elif kind == "attention":
             layer = int(message["layer"])
-            WORKER.submit((self, "attention", layer), lambda: self._send_attention(layer))
+            KERNEL.submit((self, "attention", layer), lambda: self._send_attention(layer))
         elif kind == "export":
-            WORKER.submit((self, "export"), lambda: self._guarded(lambda: self._send_export(str(message["kind"]))))
+            KERNEL.submit((self, "export"), lambda: self._guarded(lambda: self._send_export(str(message["kind"]))))
         elif kind == "ask":
             self._answer(message)
 
@@ -313,7 +319,7 @@ class Workbench(PatchWidget):
         self._failure = None
         self._done.clear()
         self.error = None
-        WORKER.submit(self, lambda: self._work(ask, gen))
+        KERNEL.submit(self, lambda: self._work(ask, gen))
 
     def _work(self, ask: Ask, gen: int) -> None:
         try:
@@ -420,30 +426,15 @@ class Workbench(PatchWidget):
         self.post({"v": payload.VERSION, "gen": self._gen, **head}, buffers)
 
     def _answer(self, message: Message) -> None:
-        """Enqueues the answer to a question; between two of its replies other work is done."""
+        """Enqueues the answer to a question of a view."""
         kind, key = str(message.get("kind")), str(message.get("key"))
-        head = {"v": payload.VERSION, "type": "answer", "kind": kind, "key": key, "id": message.get("id")}
-        owner = (self, "ask", key)
 
-        def begin() -> None:
-            if kind not in _ANSWERS:
-                raise PlanError(f"no question {kind!r}.", where="ask", fix=suggest(kind, _ANSWERS))
-            question = Question(self.model, self._ask, self.result, message, self._answered)
-            go_on(iter(_ANSWERS[kind](question)))
+        def begin() -> Iterable[Reply]:
+            if kind not in ANSWERS:
+                raise PlanError(f"no question {kind!r}.", where="ask", fix=suggest(kind, ANSWERS))
+            return ANSWERS[kind](Question(self.model, self._ask, self.result, message, self._answered))
 
-        def go_on(replies: Iterator[Reply]) -> None:
-            reply = next(replies, None)
-            if reply is not None:
-                self.post({**head, **reply[0]}, reply[1])
-                WORKER.follow(owner, lambda: guarded(lambda: go_on(replies)))
-
-        def guarded(action: Callable[[], None]) -> None:
-            try:
-                action()
-            except Exception as error:  # noqa: BLE001 - the view that asked shows it; the sweep stays as it is
-                self.post({**head, "error": describe_error(error)})
-
-        WORKER.submit(owner, lambda: guarded(begin))
+        reply(KERNEL, (self, "ask", key), message, begin, self.post)
 
     def _guarded(self, action: Callable[[], None]) -> None:
         try:

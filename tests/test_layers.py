@@ -37,6 +37,7 @@ ROWS: dict[str, float] = {
     "nbpatch.methods": 6,
     "nbpatch.view": 6,
     "nbpatch.cell": 7,
+    "nbpatch.circuit_view": 7,
     "nbpatch.live": 6.5,
     "nbpatch.cluster": 7,
     "nbpatch.compat": 7,

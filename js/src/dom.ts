@@ -39,7 +39,19 @@ interface Attributes<E> {
 }
 
 type Html = { [T in keyof HTMLElementTagNameMap]: Attributes<HTMLElementTagNameMap[T]> }
-type Svg = { [T in 'svg' | 'g' | 'path' | 'circle' | 'rect' | 'text']: Attributes<SVGElement> }
+type Svg = {
+  [T in
+    | 'svg'
+    | 'g'
+    | 'path'
+    | 'circle'
+    | 'rect'
+    | 'text'
+    | 'tspan'
+    | 'line'
+    | 'polyline'
+    | 'title']: Attributes<SVGElement>
+}
 
 type Component = (props: never) => Child
 

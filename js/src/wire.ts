@@ -46,6 +46,8 @@ export interface Spec {
   /** What of the widget is shown: all of it, or one view by itself. */
   view?: 'workbench' | 'prompts' | 'direction' | 'map' | 'attention' | 'circuit'
   exports: string[]
+  /** Of a circuit by itself: how many edges are kept, and a count of how often Python said so. */
+  kept?: { n: number; by: number }
 }
 
 export interface Status {

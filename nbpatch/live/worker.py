@@ -38,5 +38,5 @@ class Worker:
             job()
 
 
-WORKER = Worker()
-"""The one of this kernel."""
+KERNEL = Worker()
+"""The kernel's one worker, shared by all its widgets."""
