@@ -5,6 +5,8 @@ import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { build, transform } from 'esbuild'
 
+/** The later bundles and their entries; nbpatch/view/widgets.py knows the same names. */
+const LATER = { views: 'views', paths: 'paths_tab', circuit: 'circuit_tab' }
 const BUDGET = 60_000
 const LIMIT = 80_000
 const here = dirname(fileURLToPath(import.meta.url))
@@ -60,8 +62,8 @@ function put(name, code) {
 }
 
 const versions = {}
-for (const name of ['views', 'graphs']) {
-  const code = await bundle(name)
+for (const [name, entry] of Object.entries(LATER)) {
+  const code = await bundle(entry)
   versions[name] = createHash('sha256').update(code).digest('hex').slice(0, 12)
   put(`${name}.js`, code)
 }

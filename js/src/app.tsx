@@ -36,7 +36,7 @@ interface Room {
 function App({ store, room }: { store: Store; room: Room }): Child {
   const frame = frameFor(store.width.value || GUESS, store.pair.clean_tokens, room.seen, room.font)
   const { theme, background } = room.seen
-  const { views, graphs } = store.bundles.value
+  const { views, paths, circuit } = store.bundles.value
   const view = store.spec.value.view ?? 'workbench'
   return (
     <div
@@ -48,7 +48,8 @@ function App({ store, room }: { store: Store; room: Room }): Child {
     >
       <style>{STYLE}</style>
       {views && <style>{views.style}</style>}
-      {graphs && <style>{graphs.style}</style>}
+      {paths && <style>{paths.style}</style>}
+      {circuit && <style>{circuit.style}</style>}
       <style>{ROOM}</style>
       <div class={view === 'workbench' ? 'inside' : 'inside alone'}>
         {view === 'workbench' ? <Whole store={store} frame={frame} /> : one(view, { store, frame })}
@@ -60,7 +61,7 @@ function App({ store, room }: { store: Store; room: Room }): Child {
 /** One view by itself, as a widget of its own. */
 function one(view: string, props: ViewProps): Child {
   const { store, frame } = props
-  const { views, graphs } = store.bundles.value
+  const { views, circuit } = store.bundles.value
   switch (view) {
     case 'direction':
       return <Directions store={store} />
@@ -71,7 +72,7 @@ function one(view: string, props: ViewProps): Child {
     case 'attention':
       return views?.attention(props)
     default:
-      return graphs?.circuit(props)
+      return circuit?.view(props)
   }
 }
 
@@ -91,14 +92,14 @@ const Maps = ({ store, frame }: ViewProps): Child => (
 
 /** The workbench: header, question, and what its tab shows. */
 function Whole({ store, frame }: ViewProps): Child {
-  const { views, graphs } = store.bundles.value
+  const { views, paths, circuit } = store.bundles.value
   const tab = store.tab.value
   return (
     <>
       <Header store={store} />
       <Failure store={store} />
-      {tab === 'paths' && graphs?.paths({ store, frame })}
-      {tab === 'circuit' && graphs?.circuit({ store, frame })}
+      {tab === 'paths' && paths?.view({ store, frame })}
+      {tab === 'circuit' && circuit?.view({ store, frame })}
       {tab === 'sweep' && (
         <>
           <Sentence store={store} />
@@ -135,7 +136,7 @@ export function show(el: HTMLElement, store: Store): () => void {
     if (!due) queueMicrotask(draw)
     due = true
   }
-  if (store.spec.value.view === 'circuit') store.need('graphs')
+  if (store.spec.value.view === 'circuit') store.need('circuit')
   draw()
   const root = el.querySelector('.nbp') as HTMLElement
   const measure = () => {

@@ -72,7 +72,7 @@ function Tabs({ store }: { store: Store }): Child {
             onKeyDown={(e) => e.stopPropagation()}
             onChange={() => {
               store.tab.value = tab
-              if (tab !== 'sweep') store.need('graphs')
+              if (tab !== 'sweep') store.need(tab)
             }}
           />
           {label}

@@ -25,16 +25,16 @@ export interface Views {
   starts: ((store: Store, page: Document) => () => void)[]
 }
 
-/** Paths and circuits: graphs.js. */
-export interface Graphs {
+/** One view with its style: paths.js, circuit.js. */
+export interface Later {
   style: string
-  paths: View
-  circuit: View
+  view: View
 }
 
 export interface Bundles {
   views: Views
-  graphs: Graphs
+  paths: Later
+  circuit: Later
 }
 export type BundleName = keyof Bundles
 

@@ -61,7 +61,7 @@ export function openOn(store: Store, ends: Ends): void {
   change(store, { cell: null, pinned: false })
   hoverOf(store).value = null
   store.tab.value = 'paths'
-  store.need('graphs')
+  store.need('paths')
 }
 
 /** Makes what a map showed the receiver of the next: one step back along the circuit. */

@@ -1,7 +1,9 @@
 // The later bundles are there from the start, as on a page that has shown a widget before.
-import { bundle as graphs } from '../src/graphs'
+import { bundle as circuit } from '../src/circuit_tab'
 import { keep } from '../src/load'
+import { bundle as paths } from '../src/paths_tab'
 import { bundle as views } from '../src/views'
 
 keep('views', Promise.resolve(views))
-keep('graphs', Promise.resolve(graphs))
+keep('paths', Promise.resolve(paths))
+keep('circuit', Promise.resolve(circuit))
