@@ -106,7 +106,12 @@ TRANSFORMER_LENS = {
 
 def models_for_transformer_lens() -> list[Any]:
     stories = pytest.mark.skipif(not micro.STORIES.is_dir(), reason="../shared/models is not here")
-    return ["tiny", "random gpt2", pytest.param("stories260K", marks=stories)]
+    return [
+        ("tiny", "denoising"),
+        ("tiny", "noising"),
+        ("random gpt2", "noising"),
+        pytest.param("stories260K", "denoising", marks=stories),
+    ]
 
 
 @lru_cache(maxsize=3)
@@ -114,8 +119,7 @@ def real(name: str) -> Model:
     return small("gpt2") if name == "random gpt2" else load("tiny" if name == "tiny" else micro.STORIES)
 
 
-@pytest.mark.parametrize("direction", ["denoising", "noising"])
-@pytest.mark.parametrize("name", models_for_transformer_lens())
+@pytest.mark.parametrize(("name", "direction"), models_for_transformer_lens())
 def test_sweeps_equal_transformer_lens(name, direction):
     from transformer_lens import patching
 
