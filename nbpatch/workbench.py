@@ -15,12 +15,15 @@ import traitlets
 
 from nbpatch.engine import Origin, run
 from nbpatch.errors import NbpatchError, PlanError, suggest
-from nbpatch.live.controls import Ask, describe_error, typed
+from nbpatch.live.controls import Ask, describe_error
+from nbpatch.live.drafts import draft
+from nbpatch.live.editing import Editing
 from nbpatch.live.exports import exported
 from nbpatch.live.kept import Kept
 from nbpatch.live.question import Answer, Question, Reply
 from nbpatch.live.stream import Stream
-from nbpatch.live.worker import Worker
+from nbpatch.live.templates import build, templates
+from nbpatch.live.worker import SHARED
 from nbpatch.methods.companions import attention
 from nbpatch.metrics import as_metrics
 from nbpatch.model import Model, load
@@ -37,10 +40,10 @@ _POLL = 0.02
 _CONTROLS = ("component", "direction", "metric")
 """The controls that are traits: set in Python, by a link or on the page."""
 
-_ANSWERS: dict[str, Answer] = {}
+_ANSWERS: dict[str, Answer] = {"draft": draft, "templates": templates}
 """What views may ask, by the kind of question."""
 
-_worker = Worker()
+_worker = SHARED
 
 
 class Workbench(PatchWidget):
@@ -87,7 +90,8 @@ class Workbench(PatchWidget):
         self.model: Model = load(model)
         metrics = as_metrics(metric)
         self._ask = Ask(as_pairs(pairs), component, parse_over(component, over), direction, metrics, metrics[0].name)
-        self._wanted = self._draft = self._ask
+        self._wanted = self._ask
+        self._editing = Editing(self._ask.pairs)
         self._kept = Kept()
         self._attention: dict[tuple[PromptPair, int], Result] = {}
         self._answered: dict[Any, Any] = {}
@@ -243,8 +247,10 @@ class Workbench(PatchWidget):
             _worker.submit((self, "need"), self._send_maps)
         elif kind == "run":
             self._start(self._wanted)
-        elif kind in ("set", "edit"):
-            self._guarded(lambda: self._start(self._edited(message) if kind == "edit" else self._changed(message)))
+        elif kind in ("set", "edit", "pairs"):
+            self._guarded(lambda: self._start(self._changed(message) if kind == "set" else self._edited(message)))
+        elif kind == "template":
+            _worker.submit((self, "template"), lambda: self._guarded(lambda: self._start(self._made(message))))
         elif kind == "attention":
             layer = int(message["layer"])
             _worker.submit((self, "attention", layer), lambda: self._send_attention(layer))
@@ -269,16 +275,13 @@ class Workbench(PatchWidget):
         )
 
     def _edited(self, message: Message) -> Ask:
-        """Returns the controls with one field of one pair rewritten; a draft until it can be run."""
-        number, field = int(message.get("pair", self._ask.pair)), str(message["field"])
-        if field not in ("clean", "corrupted", "answer", "wrong"):
-            raise PlanError(
-                f"no field {field!r}.", where="edit", fix=suggest(field, ("clean", "corrupted", "answer", "wrong"))
-            )
-        pairs = list(self._draft.pairs)
-        pairs[number] = replace(pairs[number], **{field: typed(field, str(message["value"]))})
-        self._draft = replace(self._draft, pairs=Pairs(pairs))
-        return replace(self._wanted, pairs=self._draft.pairs)
+        """Returns the controls with other pairs: rewritten, one more or less, or those of before."""
+        pairs, number = self._editing.asked(message, self._ask.pairs, self._ask.pair)
+        return replace(self._changed(message.get("set") or {}), pairs=pairs, pair=number)
+
+    def _made(self, message: Message) -> Ask:
+        """Returns the controls with the pairs of a template."""
+        return replace(self._wanted, pairs=build(self.model, str(message.get("name"))), pair=0)
 
     # -- running
 
@@ -291,6 +294,8 @@ class Workbench(PatchWidget):
         """Enqueues what `ask` needs; a run that is going on gives way to it."""
         self._gen += 1
         gen = self._gen
+        if ask.pairs != self._wanted.pairs:
+            self._editing.note(ask.pairs)
         self._wanted = ask
         self._cancelled = False
         self._failure = None
@@ -304,7 +309,9 @@ class Workbench(PatchWidget):
         except Exception as error:  # noqa: BLE001 - whatever went wrong must reach the page, not die with the thread
             if gen == self._gen:
                 self._wanted = self._ask
+                self._editing.fail(ask.pairs, self._ask.pairs)
                 self._tell(self._ask, self.result)
+                self._describe()
             self._failure = error
             self._fail(error, gen)
         finally:
@@ -332,9 +339,8 @@ class Workbench(PatchWidget):
 
     def _show(self, ask: Ask, result: Result) -> None:
         """Puts a result on screen: controls first, then its maps."""
-        if ask is self._wanted:
-            self._draft = ask
         self._tell(ask, result)
+        self._editing.ran(ask.pairs)
         self.error = None
         self._describe()
         self._send_maps()
@@ -345,7 +351,8 @@ class Workbench(PatchWidget):
         works = {name: one.note for name, one in self.model.capabilities.items() if one.status != "works"}
         ask = self._ask
         spec = payload.describe(self.result, pair=ask.pair, metric=ask.metric, can_run=True, works=works)
-        self.spec = {**spec, "direction": ask.direction, "gen": self._gen}
+        more = {"direction": ask.direction, "gen": self._gen, "history": self._editing.describe()}
+        self.spec = {**spec, **more}
 
     def _say(self, status: Message, gen: int) -> None:
         if gen == self._gen:

@@ -36,3 +36,7 @@ class Worker:
                     self._waiting.wait()
                 job = self._jobs.pop(next(iter(self._jobs)))
             job()
+
+
+SHARED = Worker()
+"""The one of this kernel. Its thread is started by its first job."""
