@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from nbpatch.methods.paths import path_patch
     from nbpatch.methods.tracing import trace
     from nbpatch.model import Model
+    from nbpatch.prompt_editor import PromptEditor
     from nbpatch.prompts import Pairs, PromptPair
     from nbpatch.result import Result, read
     from nbpatch.workbench import Workbench
@@ -41,6 +42,7 @@ _HOMES = {
     "NbpatchError": "nbpatch.errors",
     "Noise": "nbpatch.corruption",
     "Pairs": "nbpatch.prompts",
+    "PromptEditor": "nbpatch.prompt_editor",
     "PromptPair": "nbpatch.prompts",
     "Resample": "nbpatch.corruption",
     "Result": "nbpatch.result",
@@ -75,6 +77,7 @@ __all__ = [
     "NbpatchError",
     "Noise",
     "Pairs",
+    "PromptEditor",
     "PromptPair",
     "Resample",
     "Result",

@@ -41,6 +41,7 @@ ROWS: dict[str, float] = {
     "nbpatch.cluster": 7,
     "nbpatch.compat": 7,
     "nbpatch.tiny": 7,
+    "nbpatch.prompt_editor": 7,
     "nbpatch.workbench": 7,
     "nbpatch.magics": 8,
     "nbpatch.__main__": 8,

@@ -45,6 +45,7 @@ function App({ store, room }: { store: Store; room: Room }): Child {
       data-theme={theme}
       data-view={view}
       style={background ? { '--bg': background } : {}}
+      onKeyDown={(e) => views?.menus.key(store, e)}
     >
       <style>{STYLE}</style>
       {views && <style>{views.style}</style>}
@@ -75,7 +76,10 @@ function one(view: string, props: ViewProps): Child {
 }
 
 const Prompts = ({ store, frame }: ViewProps): Child => (
-  <Strips store={store} place={{ grid: frame.grid, wrap: frame.upright }} />
+  <>
+    <Strips store={store} place={{ grid: frame.grid, wrap: frame.upright }} />
+    {store.bundles.value.views?.editor({ store, frame })}
+  </>
 )
 
 const Maps = ({ store, frame }: ViewProps): Child => (
@@ -92,10 +96,11 @@ const Maps = ({ store, frame }: ViewProps): Child => (
 function Whole({ store, frame }: ViewProps): Child {
   const { views, graphs } = store.bundles.value
   const tab = store.tab.value
+  const error = store.error.value
   return (
     <>
       <Header store={store} />
-      <Failure store={store} />
+      <Failure store={store} frame={frame} />
       {tab === 'paths' && graphs?.paths({ store, frame })}
       {tab === 'circuit' && graphs?.circuit({ store, frame })}
       {tab === 'sweep' && (
@@ -103,9 +108,9 @@ function Whole({ store, frame }: ViewProps): Child {
           <Sentence store={store} />
           <Bar store={store} />
           <Progress store={store} />
-          <div class="main">
+          <div class={`main${error ? ' failed' : ''}${/^c/.test(error?.field ?? '') ? ' open' : ''}`}>
             <Maps store={store} frame={frame} />
-            {views ? views.inspector({ store, frame }) : <aside class="inspector" />}
+            {views ? views.waysOut(store) || views.inspector({ store, frame }) : <aside class="inspector" />}
             {views?.attention({ store, frame })}
           </div>
           <Card store={store} />

@@ -2,18 +2,28 @@
 
 import { AttentionPanel, askForAttention } from './attention'
 import attention from './attention.css?inline'
+import { answerNotes, askForDraft, Editor, Failed, waysOut } from './editor'
+import editor from './editor.css?inline'
 import { Inspector } from './inspector'
 import type { Views } from './load'
+import { menus } from './menus'
+import { picker } from './picker'
 import { handExports, saveHere } from './save'
 import { Quadrants } from './scatter'
 import side from './side.css?inline'
 
 export const bundle: Views = {
-  style: [side, attention].join(''),
+  style: [side, attention, editor].join(''),
   inspector: Inspector,
   attention: AttentionPanel,
   scatter: Quadrants,
+  editor: Editor,
+  failure: Failed,
+  waysOut,
+  concerns: answerNotes,
+  menus,
+  picker,
   save: saveHere,
-  asks: [askForAttention],
+  asks: [askForAttention, askForDraft],
   starts: [handExports],
 }

@@ -22,6 +22,8 @@ export interface Pair {
   clean_top: Top
   corrupted_top: Top
   metrics: Record<string, { clean: number; corrupted: number }>
+  /** Clean and corrupted positions that stand for each other; absent where all do. */
+  aligned?: [number, number][]
 }
 
 export interface Spec {
@@ -35,11 +37,24 @@ export interface Spec {
   components: { name: string; label: string; short: string; works: boolean; reason: string }[]
   model: { name: string; n_layers: number; n_heads: number; n_kv_heads: number; device: string }
   warnings: string[]
+  /** The field that each warning concerns; null for one about the sweep. */
+  concerns?: (string | null)[]
+  /** Pairs that were there before, newest first. */
+  history?: Past
+  /** What is known of the prompts, in a widget that edits them and runs nothing. */
+  draft?: Dict
   card: string
   can_run: boolean
   /** What of the widget is shown: all of it, or one view by itself. */
   view?: 'workbench' | 'prompts' | 'direction' | 'map' | 'attention' | 'circuit'
   exports: string[]
+}
+
+export interface Past {
+  undo: boolean
+  redo: boolean
+  at: number
+  items: { at: number; text: string; failed: boolean }[]
 }
 
 export interface Status {
@@ -56,7 +71,6 @@ export interface Trouble {
   title: string
   lines: string[]
   field?: string
-  strips?: { clean: string[]; corrupted: string[]; parts: number }
 }
 
 export interface MapKey {

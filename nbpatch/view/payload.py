@@ -178,11 +178,11 @@ def _metrics(measured: Sequence[Mapping[str, Any]], *, can_run: bool) -> list[Me
 def _describe_pair(result: Result, number: int) -> Message:
     pair = result.provenance["pairs"][number]
     kept = ("clean", "corrupted", "answer", "wrong", "clean_tokens", "corrupted_tokens", "differs", "has_bos")
-    moved = [places for places in pair["aligned"] if places[0] != places[1]]
-    unequal = moved or len(pair["aligned"]) < len(pair["clean_tokens"])
+    aligned = pair.get("aligned", ())
+    unequal = aligned and aligned != [[place, place] for place in range(len(pair["clean_tokens"]))]
     return {
         **{key: pair[key] for key in (*kept, "clean_end", "corrupted_end", "clean_top", "corrupted_top")},
-        **({"aligned": pair["aligned"]} if unequal else {}),
+        **({"aligned": aligned} if unequal else {}),
         "metrics": {
             name: {
                 run: float(result.baselines[run].sel(metric=name).isel(pair=number)) for run in ("clean", "corrupted")
