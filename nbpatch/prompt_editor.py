@@ -8,7 +8,7 @@ import traitlets
 from nbpatch.errors import NbpatchError, PlanError, suggest
 from nbpatch.live.controls import describe_error, typed
 from nbpatch.live.drafts import describe_draft
-from nbpatch.live.editing import FIELDS, rewritten
+from nbpatch.live.editing import FIELDS, as_typed, rewritten
 from nbpatch.live.worker import SHARED
 from nbpatch.model import Model, load
 from nbpatch.prompts import PromptPair
@@ -16,9 +16,6 @@ from nbpatch.tokens import visible
 from nbpatch.view import payload
 from nbpatch.view.payload import Message
 from nbpatch.view.widgets import PatchWidget
-
-_BAR = " | "
-"""Parts alternatives of an answer, as in the workbench's fields."""
 
 
 class PromptEditor(PatchWidget):
@@ -49,7 +46,7 @@ class PromptEditor(PatchWidget):
             raise PlanError("not one prompt pair.", where="pair", seen=type(pair).__name__, fix=fix)
         self._before = pair if pair is not None else PromptPair("", "", "")
         self._quiet = True
-        super().__init__(**_texts(self._before))
+        super().__init__(**as_typed(self._before))
         self._quiet = False
         self.status = {"state": "idle", "text": "", "gen": 0}
         self.listen(self._receive)
@@ -102,7 +99,7 @@ class PromptEditor(PatchWidget):
         self._quiet = True
         try:
             with self.hold_trait_notifications():
-                for field, text in _texts(pair).items():
+                for field, text in as_typed(pair).items():
                     setattr(self, field, text)
         finally:
             self._quiet = False
@@ -164,12 +161,6 @@ class PromptEditor(PatchWidget):
             "model": {**about, "n_kv_heads": shape.n_kv_heads, "device": str(made.device)},
             "draft": draft,
         }  # fmt: skip
-
-
-def _texts(pair: PromptPair) -> dict[str, str]:
-    """Returns a pair's fields as they would be typed."""
-    alternatives = {name: _BAR.join(getattr(pair, name)) for name in ("answer", "wrong")}
-    return {"clean": pair.clean, "corrupted": pair.corrupted, **alternatives}
 
 
 def _as_shown(values: Mapping[str, str], draft: Message) -> Message:

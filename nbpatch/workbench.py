@@ -309,11 +309,11 @@ class Workbench(PatchWidget):
         except Exception as error:  # noqa: BLE001 - whatever went wrong must reach the page, not die with the thread
             if gen == self._gen:
                 self._wanted = self._ask
-                self._editing.fail(ask.pairs, self._ask.pairs)
+                typed = self._editing.fail(ask.pairs, self._ask.pairs)
                 self._tell(self._ask, self.result)
                 self._describe()
+                self._fail(error, gen, **typed)
             self._failure = error
-            self._fail(error, gen)
         finally:
             if gen == self._gen:
                 self._done.set()
@@ -421,9 +421,9 @@ class Workbench(PatchWidget):
         except Exception as error:  # noqa: BLE001 - a handler's error belongs on the page
             self._fail(error, self._gen)
 
-    def _fail(self, error: Exception, gen: int) -> None:
+    def _fail(self, error: Exception, gen: int, **more: Any) -> None:
         """Shows an error on the page; the last finished sweep stays behind it."""
-        self.error = describe_error(error)
+        self.error = {**describe_error(error), **more}
         self.status = {"state": "error", "text": str(error).split("\n", 1)[0], "gen": gen}
 
     def _summary(self) -> str:

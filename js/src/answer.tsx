@@ -37,7 +37,7 @@ export function Answer(props: { store: Store; side: Side; tokens: readonly strin
         aria-activedescendant={
           open && (store.picking.value?.at ?? -1) >= 0 ? `${store.id}${side}${store.picking.value?.at}` : null
         }
-        defaultValue={value}
+        defaultValue={store.texts[side]}
         key={`${store.resets.value}${value}`}
         readOnly={off}
         spellcheck="false"

@@ -40,6 +40,7 @@ export function Header({ store }: { store: Store }): Child {
       </span>
       {menus ? menus.pairs(store) : <span class="quote wide-only">“{brief(store.pair.clean)}”</span>}
       {turn(1)}
+      {spec.can_run && menus?.templates(store)}
       <span class="model">
         {model.name}
         <span class="not-narrow">

@@ -26,7 +26,12 @@ export interface Views {
   waysOut(store: Store): Child
   /** Warnings about the answers. */
   concerns(store: Store): Child
-  menus: { pairs(store: Store): Child; past(store: Store): Child; key(store: Store, e: KeyboardEvent): void }
+  menus: {
+    pairs(store: Store): Child
+    templates(store: Store): Child
+    past(store: Store): Child
+    key(store: Store, e: KeyboardEvent): void
+  }
   picker: { list(store: Store, side: Side): Child; key(store: Store, side: Side, e: KeyboardEvent): boolean }
   /** Saves what is on screen without Python. */
   save(store: Store, kind: string, near: HTMLElement): void

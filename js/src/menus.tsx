@@ -75,49 +75,46 @@ function pairs(store: Store): Child {
   const { pairs: all, can_run } = store.spec.value
   const now = store.shown.value.pair
   return (
-    <>
-      <Menu
-        testid="nbp-pair"
-        name="Choose a pair"
-        kind="from-left"
-        label={
-          <>
-            <span class="quote wide-only">“{brief(store.pair.clean, 24)}”</span>
-            <Icon name="down" />
-          </>
-        }
-      >
-        {all.map((one, pair) => (
+    <Menu
+      testid="nbp-pair"
+      name="Choose a pair"
+      kind="from-left"
+      label={
+        <>
+          <span class="quote wide-only">“{brief(store.pair.clean, 24)}”</span>
+          <Icon name="down" />
+        </>
+      }
+    >
+      {all.map((one, pair) => (
+        <button
+          type="button"
+          key={pair}
+          data-pair={pair}
+          aria-current={pair === now}
+          disabled={!store.can({ pair })}
+          onClick={() => store.set({ pair })}
+        >
+          <span class="dim">{pair + 1}</span> {brief(one.clean, 44)}
+        </button>
+      ))}
+      {can_run && (
+        <span class="acts">
+          <button type="button" data-testid="nbp-pair-add" onClick={() => act(store, 'add')}>
+            Add a copy of this pair
+          </button>
           <button
             type="button"
-            key={pair}
-            data-pair={pair}
-            aria-current={pair === now}
-            disabled={!store.can({ pair })}
-            onClick={() => store.set({ pair })}
+            data-testid="nbp-pair-remove"
+            disabled={all.length < 2}
+            title={all.length < 2 ? 'The only pair cannot be removed.' : ''}
+            onClick={() => act(store, 'remove')}
           >
-            <span class="dim">{pair + 1}</span> {brief(one.clean, 44)}
+            Remove this pair
           </button>
-        ))}
-        {can_run && (
-          <span class="acts">
-            <button type="button" data-testid="nbp-pair-add" onClick={() => act(store, 'add')}>
-              Add a copy of this pair
-            </button>
-            <button
-              type="button"
-              data-testid="nbp-pair-remove"
-              disabled={all.length < 2}
-              title={all.length < 2 ? 'The only pair cannot be removed.' : ''}
-              onClick={() => act(store, 'remove')}
-            >
-              Remove this pair
-            </button>
-          </span>
-        )}
-      </Menu>
-      {can_run && <Templates store={store} />}
-    </>
+        </span>
+      )}
+    </Menu>
   )
 }
 
@@ -221,4 +218,6 @@ function key(store: Store, e: KeyboardEvent): void {
   e.stopPropagation()
 }
 
-export const menus = { pairs, past, key }
+const templates = (store: Store): Child => <Templates store={store} />
+
+export const menus = { pairs, templates, past, key }

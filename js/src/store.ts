@@ -148,6 +148,7 @@ export class Store extends Typing {
     if (!error) return
     this.pending = {}
     this.shown.value = shownOf(this.spec.value)
+    this.keepFailed(error)
   }
 
   private onSelection(cell: Cell | null): void {

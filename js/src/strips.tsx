@@ -56,7 +56,11 @@ function Strip(props: { store: Store; side: Side; lines: Lines; chosen: number[]
   const { draft } = lines
   const top = draft?.[side].top ?? (side === 'clean' ? pair.clean_top : pair.corrupted_top)
   const bos = draft ? draft.has_bos : pair.has_bos
-  const bad = store.error.value?.field === side || !!draft?.errors[side]
+  const other = side === 'clean' ? 'corrupted' : 'clean'
+  const longer = draft && draft[side].tokens.length > draft[other].tokens.length
+  const bad = draft?.errors.lengths
+    ? store.error.value && longer
+    : store.error.value?.field === side || !!draft?.errors[side]
   return (
     <div class="strip">
       <span class="name">
@@ -103,7 +107,7 @@ function Prompt({ store, side, pair }: { store: Store; side: Side; pair: Pair })
       data-testid={`nbp-${side}`}
       aria-label={`${side === 'clean' ? 'Clean' : 'Corrupted'} prompt`}
       title={off ? 'No kernel: this page shows what was measured.' : 'Click to change the prompt'}
-      defaultValue={pair[side]}
+      defaultValue={store.texts[side]}
       readOnly={off}
       spellcheck="false"
       onInput={(e) => store.type(side, e.currentTarget.value)}

@@ -80,6 +80,13 @@ export abstract class Typing extends Asking {
     this.turn('pairs', { do: 'back' })
   }
 
+  /** Shows what could not be run where it was typed, also where that was in another view or long ago. */
+  protected keepFailed({ typed }: Trouble): void {
+    if (!typed || JSON.stringify(this.texts) === JSON.stringify(typed.texts)) return
+    this.sent = { [typed.pair]: typed.texts }
+    this.resets.value++
+  }
+
   /** Other prompts have come: what was sent is done; what is typed stays where its input still shows the same text. */
   protected keepTyping(before: Spec, now: Spec): void {
     this.sent = {}

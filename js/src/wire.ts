@@ -71,6 +71,8 @@ export interface Trouble {
   title: string
   lines: string[]
   field?: string
+  /** The pair that could not be run, as it was typed. */
+  typed?: { pair: number; texts: Record<string, string> }
 }
 
 export interface MapKey {

@@ -53,6 +53,12 @@ def _labels(pair: PromptPair, clean: str) -> dict[str, str]:
     return {name: text for name, text in texts.items() if text and clean.count(text) == 1}
 
 
+def as_typed(pair: PromptPair) -> dict[str, str]:
+    """Returns a pair's fields as they would be typed."""
+    alternatives = {name: " | ".join(getattr(pair, name)) for name in ("answer", "wrong")}
+    return {"clean": pair.clean, "corrupted": pair.corrupted, **alternatives}
+
+
 def one_more(pairs: Pairs, number: int) -> Pairs:
     """Returns pairs with a copy of one behind all, to be changed."""
     return Pairs([*pairs, pairs[number]])
@@ -187,10 +193,15 @@ class Editing:
         self._draft = pairs
         self._history.note(pairs)
 
-    def fail(self, pairs: Pairs, now: Pairs) -> None:
-        """Notes that pairs could not be run, unless they are those on screen."""
-        if pairs != now:
-            self._history.fail(pairs)
+    def fail(self, pairs: Pairs, now: Pairs) -> Message:
+        """Notes that pairs could not be run, unless they are those on screen; returns what the page shows of them."""
+        if pairs == now:
+            return {}
+        self._history.fail(pairs)
+        if len(pairs) != len(now):
+            return {}
+        place = _changed(now, pairs, 0)
+        return {"typed": {"pair": place, "texts": as_typed(pairs[place])}}
 
     def ran(self, pairs: Pairs) -> None:
         """Notes that pairs were run after all."""
