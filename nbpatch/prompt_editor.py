@@ -23,7 +23,7 @@ class PromptEditor(PatchWidget):
 
     Args:
         model: what `nbpatch.load` takes or returned.
-        pair: where to start; empty fields without one.
+        pair: the `PromptPair` to start from; empty fields without one.
 
     Attributes:
         clean, corrupted, answer, wrong: the texts as they are typed; alternatives of an answer are parted by " | ".
@@ -39,12 +39,12 @@ class PromptEditor(PatchWidget):
     answer: Any = traitlets.Unicode().tag(sync=True)
     wrong: Any = traitlets.Unicode().tag(sync=True)
 
-    def __init__(self, model: Any, pair: PromptPair | None = None) -> None:
+    def __init__(self, model: Any, pair: Any = None) -> None:
         self.model: Model = load(model)
         if pair is not None and not isinstance(pair, PromptPair):
             fix = "nbp.PromptEditor(model, pairs[0])"
             raise PlanError("not one prompt pair.", where="pair", seen=type(pair).__name__, fix=fix)
-        self._before = pair if pair is not None else PromptPair("", "", "")
+        self._before: PromptPair = pair if pair is not None else PromptPair("", "", "")
         self._quiet = True
         super().__init__(**as_typed(self._before))
         self._quiet = False

@@ -40,7 +40,7 @@ function Menu({ testid, name, label, kind, onOpen, children }: MenuProps): Child
       }}
       onClick={(e) => {
         const at = e.target as HTMLElement
-        if (at.closest('button:enabled')) e.currentTarget.open = false
+        if (at.closest('button:not([disabled])')) e.currentTarget.open = false
       }}
       onKeyDown={(e) => {
         const box = e.currentTarget
@@ -49,7 +49,7 @@ function Menu({ testid, name, label, kind, onOpen, children }: MenuProps): Child
           box.open = false
           box.querySelector('summary')?.focus()
         } else if (step) {
-          const all = [...box.querySelectorAll<HTMLElement>('summary, button:enabled')]
+          const all = [...box.querySelectorAll<HTMLElement>('summary, button:not([disabled])')]
           const root = box.getRootNode() as Document | ShadowRoot
           box.open = true
           all[all.indexOf(root.activeElement as HTMLElement) + step]?.focus()

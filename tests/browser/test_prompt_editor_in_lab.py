@@ -71,7 +71,7 @@ def test_typing_shows_tokens_and_predictions_before_anything_is_run(at_rest):
     text = CORRUPTED.replace("Mary gave", "Peter gave")
     said = at_rest.part("nbp-draft-corrupted").locator("[data-of=wrong]").get_attribute("data-share")
     pair = f"nbp.PromptPair({text!r}, {CLEAN!r}, ' John', ' Mary')"
-    share = at_rest.python(f"float(nbp.patch(model, {pair}, metric='prob').baselines['clean'].values.squeeze())")
+    share = at_rest.python(f"float(nbp.patch(model, {pair}, 'z', metric='prob').baselines['clean'].values.squeeze())")
     assert float(said) == pytest.approx(share, abs=1e-6)
     assert at_rest.part("nbp-corrupted").input_value() == text
     assert at_rest.python("[wb.spec['gen'], wb.pairs[0].corrupted]") == [ran, CORRUPTED]
