@@ -60,7 +60,7 @@ def test_a_draft_says_what_its_run_says(tiny: Model) -> None:
         assert [token for token, _ in draft[side]["top"][:5]] == [token for token, _ in kept[f"{side}_top"]]
         shares = [[share for _, share in top] for top in (draft[side]["top"][:5], kept[f"{side}_top"])]
         np.testing.assert_allclose(*shares, atol=1e-6)
-        assert draft[side]["answer"] == pytest.approx(float(result.baselines[side].sel(metric="prob")), abs=1e-6)
+        assert draft[side]["answer"] == pytest.approx(result.baselines[side].sel(metric="prob").item(), abs=1e-6)
     assert draft["answers"] == {"answer": [" Mary"], "wrong": [" John"]}
     assert draft["errors"] == {}
     assert draft["spans"] == []
@@ -135,7 +135,7 @@ def test_the_lint_speaks_while_it_is_typed(tiny: Model) -> None:
 
 
 def test_warnings_of_a_sweep_say_what_they_concern(tiny: Model) -> None:
-    other = "Then Susan saw Paul come to a park; Peter sold her cake for"
+    other = "When John Mary John Mary drink drink drink, Mary drink drink store store"
     result = nbp.patch(tiny, PromptPair(**texts(corrupted=other)), "z")
     spec = describe(result, can_run=True, works={})
     said = {text.split(".")[0]: about for text, about in zip(spec["warnings"], spec["concerns"], strict=True)}

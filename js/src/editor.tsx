@@ -6,7 +6,7 @@ import { type Draft, type DraftSide, draftOf, linesOf } from './drafting'
 import { percent } from './format'
 import type { ViewProps } from './load'
 import type { Store } from './store'
-import { Place } from './strips'
+import { columnOf, Place } from './strips'
 import { Chip, Icon, Run } from './ui'
 
 const LIKELY = 5
@@ -19,8 +19,8 @@ export function Editor({ store, frame }: ViewProps): Child {
   const failed = !!store.error.value
   return (
     <div class="editor" data-testid="nbp-draft" data-drafting={store.drafting}>
+      {draft && draft.spans.length > 0 && <Stretches store={store} draft={draft} frame={frame} />}
       {alone && <Answers store={store} />}
-      {draft && draft.spans.length > 0 && <Apart store={store} draft={draft} space={frame.space} />}
       {draft && (
         <>
           {!failed && <Likely draft={draft} />}
@@ -94,6 +94,35 @@ const chance = (side: DraftSide, name: 'answer' | 'wrong'): Child => {
   )
 }
 
+/** What the stretches of prompts that do not meet are called: under the strips, or with strips of their own. */
+function Stretches({ store, draft, frame }: ViewProps & { draft: Draft }): Child {
+  if (store.error.value) return <Apart store={store} draft={draft} space={frame.space} />
+  if (frame.upright) return <p class="dim">{draft.spans.map((span) => span.text).join(' · ')}</p>
+  const col = columnOf(store, frame.grid, linesOf(store))
+  return <Brackets draft={draft} gutter={frame.grid.gutter} col={col} />
+}
+
+const Brackets = ({ draft, gutter, col }: { draft: Draft; gutter: number; col: number }): Child => (
+  <div class="brackets" style={{ 'margin-left': `${gutter}px` }}>
+    {draft.spans.map((span) => (
+      <span
+        key={span.from}
+        class={`bracket ${span.kind}`}
+        style={{ left: `${span.from * col}px`, width: `${(span.to - span.from) * col}px` }}
+        title={span.text}
+      >
+        <span>{shorter(span.text, (span.to - span.from) * col)}</span>
+      </span>
+    ))}
+  </div>
+)
+
+/** A name as far as its stretch has room; a short stretch between two others keeps one word. */
+const shorter = (text: string, room: number): string =>
+  text.length * 5.8 <= room + 60
+    ? text
+    : text.replace(/ (tokens? without a partner)$/, ' alone').replace(/^same words, shifted/, 'shifted')
+
 /** Both prompts with holes where tokens have no partner, and what each stretch is called. */
 function Apart({ store, draft, space }: { store: Store; draft: Draft; space: number }): Child {
   const lines = linesOf(store)
@@ -131,17 +160,7 @@ function Apart({ store, draft, space }: { store: Store; draft: Draft; space: num
           </div>
         ))}
         {numbers('corrupted')}
-        <div class="brackets" style={{ 'margin-left': `${gutter}px` }}>
-          {draft.spans.map((span) => (
-            <span
-              key={span.from}
-              class={`bracket ${span.kind}`}
-              style={{ left: `${span.from * col}px`, width: `${(span.to - span.from) * col}px` }}
-            >
-              <span>{span.text}</span>
-            </span>
-          ))}
-        </div>
+        <Brackets draft={draft} gutter={gutter} col={col} />
       </div>
     </div>
   )

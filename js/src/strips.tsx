@@ -20,17 +20,19 @@ export interface Place {
 export const positions = (cell: Cell | null): number[] =>
   cell ? [cell.pos, cell.src, cell.dest].filter((p): p is number => typeof p === 'number') : []
 
+/** The width of a column: a longer draft takes the room of the pair on screen, the map below stays where it is. */
+export const columnOf = (store: Store, grid: Grid, { draft, count }: Lines): number =>
+  draft ? Math.min(grid.col, (grid.col * store.pair.clean_tokens.length) / Math.max(1, count)) : grid.col
+
 export function Strips({ store, place }: { store: Store; place: Place }): Child {
   const { grid, wrap } = place
   const lines = linesOf(store)
   const chosen = positions(store.hover.value ?? store.chosen)
-  // A longer draft takes the room of the pair on screen: the map below stays where it is.
-  const col = lines.draft ? (grid.col * store.pair.clean_tokens.length) / Math.max(1, lines.count) : grid.col
   const kind = `${wrap ? ' wrap' : grid.col < 36 ? ' tight' : ''}${lines.draft ? ' drafting' : ''}`
   return (
     <div
       class={`strips${kind}`}
-      style={{ '--gutter': `${grid.gutter}px`, '--col': `${Math.min(col, grid.col)}px` }}
+      style={{ '--gutter': `${grid.gutter}px`, '--col': `${columnOf(store, grid, lines)}px` }}
     >
       {!wrap && (
         <div class="strip numbers" aria-hidden="true">

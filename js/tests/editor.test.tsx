@@ -165,7 +165,7 @@ describe('prompts that do not meet', () => {
     await fail()
     expect(text('nbp-error')).toContain('clean has 3 tokens, corrupted has 4.')
     expect(get('nbp-apart-clean').querySelectorAll('.hole')).toHaveLength(1)
-    expect(text('nbp-draft')).toContain('1 token without a partner')
+    expect(get('nbp-draft').querySelector<HTMLElement>('.bracket')?.title).toBe('1 token without a partner')
     expect(get('nbp-corrupted').closest('.bad')).not.toBeNull()
     expect(get('nbp-clean').closest('.bad')).toBeNull()
     expect(get('nbp-heatmap').dataset.cols).toBe('5')

@@ -87,11 +87,13 @@ def _problems(model: Model, pair: PromptPair) -> set[str]:
 
 
 def _lengths_after(model: Model, one: Draft, pair: PromptPair, values: Mapping[str, Any]) -> str:
-    """Returns what a rewritten prompt leads to in words; "" where it does not repair the pair."""
+    """Returns what a rewritten prompt leads to in words; "" where it repairs nothing or leaves no difference."""
     try:
         made = rewritten(pair, values)
         (both,) = model.tokenize(made)
     except NbpatchError:
+        return ""
+    if not both.differs:
         return ""
     return f"{len(both.clean_ids)} tokens each; {_number(len(both.differs))} differ{'s' * (len(both.differs) == 1)}."
 
@@ -101,7 +103,8 @@ def _by_align(
 ) -> Iterator[Message]:
     """Yields what leaves the prompts as they are and says which positions stand for each other."""
     align = aligned_by_word(columns)
-    if not align:
+    same = [one.ids["clean"][a] == one.ids["corrupted"][b] and a == b for a, b in align.items()]
+    if all(same):
         return
     values = {"align": [[clean, corrupted] for clean, corrupted in align.items()]}
     if _problems(model, rewritten(pair, values)):

@@ -191,6 +191,65 @@ def test_a_template_makes_pairs_and_the_picker_goes_among_them(at_rest, screens)
     assert at_rest.cells() == 4
 
 
+def wide(book, pixels):
+    """Makes the widget that many pixels wide."""
+    book.page.evaluate(
+        "width => { document.querySelector('[data-testid=nbp-root]').parentElement.style.width = width }",
+        f"{pixels}px" if pixels else "",
+    )
+    book.page.wait_for_timeout(150)
+
+
+def beyond(book):
+    """Returns what sticks out of the widget on the right and is not inside something that scrolls."""
+    return book.page.evaluate(
+        """() => {
+            const root = document.querySelector('[data-testid=nbp-root]');
+            const right = root.getBoundingClientRect().right + 1;
+            const scrolls = el => el !== root && (/auto|scroll|hidden|clip/.test(getComputedStyle(el).overflowX)
+                || scrolls(el.parentElement));
+            return [...root.querySelectorAll('*')].filter(el => {
+                const box = el.getBoundingClientRect();
+                return box.width && box.right > right && !el.closest('svg, .hidden') && !scrolls(el.parentElement);
+            }).map(el => el.className || el.tagName).slice(0, 5);
+        }"""
+    )
+
+
+@pytest.mark.parametrize("theme", ["Light", "Dark"])
+def test_nothing_sticks_out_at_any_width(at_rest, screens, theme):
+    book = at_rest
+    book.command("apputils:change-theme", theme=f"JupyterLab {theme}")
+    found = {}
+    try:
+        for pixels in (360, 800, 1400):
+            wide(book, pixels)
+            book.part("nbp-corrupted").fill(LONGER)
+            book.part("nbp-apart-clean").wait_for()
+            book.part("nbp-root").screenshot(path=screens / f"editor-{theme}-{pixels}-typing.png")
+            found[pixels, "typing"] = beyond(book)
+            book.part("nbp-corrupted").press("Enter")
+            book.part("nbp-ways").wait_for()
+            book.part("nbp-root").screenshot(path=screens / f"editor-{theme}-{pixels}-error.png")
+            found[pixels, "error"] = beyond(book)
+            book.part("nbp-error").get_by_role("button").click()
+            book.eventually("wb.error", None)
+            book.part("nbp-answer").focus()
+            book.part("nbp-root").get_by_role("option").first.wait_for()
+            book.part("nbp-root").screenshot(path=screens / f"editor-{theme}-{pixels}-picker.png")
+            found[pixels, "picker"] = beyond(book)
+            book.part("nbp-answer").press("Escape")
+            book.part("nbp-templates").locator("summary").click()
+            book.part("nbp-templates").locator("[data-template=docstring]").wait_for()
+            book.part("nbp-root").screenshot(path=screens / f"editor-{theme}-{pixels}-menu.png")
+            found[pixels, "menu"] = beyond(book)
+            book.page.keyboard.press("Escape")
+    finally:
+        wide(book, 0)
+        book.command("apputils:change-theme", theme="JupyterLab Light")
+    assert not any(found.values()), found
+
+
 def test_the_editor_alone_gives_its_texts_to_python_and_to_other_widgets(book, screens):
     book.run(2)
     alone = book.page.locator("[data-view=prompts]")
