@@ -90,11 +90,15 @@ describe('while a prompt is typed', () => {
   it('Python is asked once the fingers rest, with all fields as they are', async () => {
     await mount()
     const input = get<HTMLInputElement>('nbp-clean')
-    for (const value of ['When T', 'When To']) {
+    vi.useFakeTimers()
+    for (const value of ['When T', 'When To', 'When Tom']) {
       input.value = value
       input.dispatchEvent(new Event('input', { bubbles: true }))
+      vi.advanceTimersByTime(40)
     }
-    await type('nbp-clean', 'When Tom')
+    expect(asks('draft')).toEqual([])
+    vi.advanceTimersByTime(40)
+    vi.useRealTimers()
     expect(asks('draft')).toHaveLength(1)
     expect(asks('draft')[0]).toMatchObject({
       pair: 0,
