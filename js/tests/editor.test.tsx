@@ -82,6 +82,7 @@ beforeEach(() => {
 })
 
 afterEach(() => {
+  vi.useRealTimers()
   cleanup?.()
   document.body.replaceChildren()
 })
