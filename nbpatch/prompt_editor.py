@@ -9,7 +9,7 @@ from nbpatch.errors import NbpatchError, PlanError, suggest
 from nbpatch.live.controls import describe_error, typed
 from nbpatch.live.drafts import describe_draft
 from nbpatch.live.editing import FIELDS, as_typed, rewritten
-from nbpatch.live.worker import SHARED
+from nbpatch.live.worker import TYPING
 from nbpatch.model import Model, load
 from nbpatch.prompts import PromptPair
 from nbpatch.tokens import visible
@@ -115,10 +115,10 @@ class PromptEditor(PatchWidget):
     def _receive(self, message: Message) -> None:
         """Takes a message of the page. May be called on any thread; only enqueues."""
         if message["type"] == "ask":
-            SHARED.submit((self, "ask", message.get("key")), lambda: self._answer(message))
+            TYPING.submit((self, "ask", message.get("key")), lambda: self._answer(message))
         elif message["type"] == "edit":
             values = message.get("values") or {str(message.get("field")): message.get("value", "")}
-            SHARED.submit((self, "edit", *values), lambda: self._guarded(lambda: self._edit(values)))
+            TYPING.submit((self, "edit", *values), lambda: self._guarded(lambda: self._edit(values)))
 
     def _edit(self, values: Mapping[str, Any]) -> None:
         self._become(rewritten(self._now(), values))

@@ -23,7 +23,7 @@ from nbpatch.live.kept import Kept
 from nbpatch.live.question import Answer, Question, Reply
 from nbpatch.live.stream import Stream
 from nbpatch.live.templates import build, templates
-from nbpatch.live.worker import SHARED
+from nbpatch.live.worker import SHARED, TYPING
 from nbpatch.methods.companions import attention
 from nbpatch.metrics import as_metrics
 from nbpatch.model import Model, load
@@ -393,7 +393,7 @@ class Workbench(PatchWidget):
         """Enqueues the answer to a question; between two of its replies other work is done."""
         kind, key = str(message.get("kind")), str(message.get("key"))
         head = {"v": payload.VERSION, "type": "answer", "kind": kind, "key": key, "id": message.get("id")}
-        owner = (self, "ask", key)
+        owner, worker = (self, "ask", key), TYPING if kind == "draft" else _worker
 
         def begin() -> None:
             if kind not in _ANSWERS:
@@ -405,7 +405,7 @@ class Workbench(PatchWidget):
             reply = next(replies, None)
             if reply is not None:
                 self.post({**head, **reply[0]}, reply[1])
-                _worker.follow(owner, lambda: guarded(lambda: go_on(replies)))
+                worker.follow(owner, lambda: guarded(lambda: go_on(replies)))
 
         def guarded(action: Callable[[], None]) -> None:
             try:
@@ -413,7 +413,7 @@ class Workbench(PatchWidget):
             except Exception as error:  # noqa: BLE001 - the view that asked shows it; the sweep stays as it is
                 self.post({**head, "error": describe_error(error)})
 
-        _worker.submit(owner, lambda: guarded(begin))
+        worker.submit(owner, lambda: guarded(begin))
 
     def _guarded(self, action: Callable[[], None]) -> None:
         try:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_workbench import OTHER, PAIR, Page
+from test_workbench import OTHER, PAIR, Page, slow_waves
 
 import nbpatch as nbp
 from nbpatch.errors import NbpatchError, PlanError, PromptError
@@ -229,6 +229,18 @@ def test_a_page_asks_what_is_typed_and_nothing_is_run(page: Page, monkeypatch: p
     assert page.bench.pairs[0] == PAIR
 
 
+def test_what_is_typed_does_not_wait_for_a_running_sweep(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_waves(monkeypatch)
+    page.say("run")
+    page.wait_for("map", 2)
+    page.say("ask", kind="draft", key="draft", id=1, pair=0, **as_typed(PAIR))
+    (answer,) = page.wait_for("answer")
+    assert not page.bench._done.is_set()
+    page.say("cancel")
+    page.settle()
+    assert answer["clean"]["answer"] is not None
+
+
 # -- editing
 
 
@@ -431,10 +443,10 @@ def test_the_editor_is_shown_in_words_too(tiny: Model) -> None:
 def until_asked(editor: Any) -> None:
     import time
 
-    from nbpatch.live.worker import SHARED
+    from nbpatch.live.worker import TYPING
 
     done: list[int] = []
-    SHARED.submit(("test", editor), lambda: done.append(1))
+    TYPING.submit(("test", editor), lambda: done.append(1))
     end = time.monotonic() + 20
     while not done and time.monotonic() < end:
         time.sleep(0.01)

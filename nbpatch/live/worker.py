@@ -40,3 +40,6 @@ class Worker:
 
 SHARED = Worker()
 """The one of this kernel. Its thread is started by its first job."""
+
+TYPING = Worker()
+"""For what is typed, which must not wait for a sweep to end: two forwards, between two waves (`Model.lock`)."""
