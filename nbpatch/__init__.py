@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from nbpatch.methods.paths import path_patch
     from nbpatch.methods.tracing import trace
     from nbpatch.model import Model
+    from nbpatch.prompt_editor import PromptEditor
     from nbpatch.prompts import Pairs, PromptPair
     from nbpatch.result import Result, read
     from nbpatch.view.single import DirectionToggle, Heatmap
@@ -48,6 +49,7 @@ _HOMES = {
     "NbpatchError": "nbpatch.errors",
     "Noise": "nbpatch.corruption",
     "Pairs": "nbpatch.prompts",
+    "PromptEditor": "nbpatch.prompt_editor",
     "PromptPair": "nbpatch.prompts",
     "Resample": "nbpatch.corruption",
     "Result": "nbpatch.result",
@@ -86,6 +88,7 @@ __all__ = [
     "NbpatchError",
     "Noise",
     "Pairs",
+    "PromptEditor",
     "PromptPair",
     "Resample",
     "Result",

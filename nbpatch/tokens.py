@@ -74,9 +74,9 @@ class Coder:
 
     def positions(self, text: str, start: int, end: int) -> tuple[int, ...]:
         """Returns which of a prompt's tokens hold characters `start` … `end` − 1 of it."""
-        return tuple(at for at, (first, stop) in enumerate(self._offsets(text)) if first < end and stop > start)
+        return tuple(at for at, (first, stop) in enumerate(self.offsets(text)) if first < end and stop > start)
 
-    def _offsets(self, text: str) -> list[tuple[int, int]]:
+    def offsets(self, text: str) -> list[tuple[int, int]]:
         """Returns the characters of each token, in the tokens of `encode`."""
         ids, shift = self.encode(text), len(self._prefix)
         if getattr(self.tokenizer, "is_fast", False):

@@ -21,14 +21,16 @@ from nbpatch.graph import Circuit
 from nbpatch.live import circuits
 from nbpatch.live.answering import reply
 from nbpatch.live.answers import ANSWERS
-from nbpatch.live.controls import Ask, changed, describe_error, typed
+from nbpatch.live.controls import Ask, changed, describe_error
+from nbpatch.live.editing import Editing
 from nbpatch.live.exports import exported
 from nbpatch.live.kept import Kept
 from nbpatch.live.looks import Look, first_look, is_long, strengths
 from nbpatch.live.paths import SHOWN
 from nbpatch.live.question import Question, Reply
 from nbpatch.live.stream import Stream
-from nbpatch.live.worker import KERNEL
+from nbpatch.live.templates import build
+from nbpatch.live.worker import KERNEL, TYPING
 from nbpatch.methods.companions import attention
 from nbpatch.metrics import as_metrics
 from nbpatch.model import Model, load
@@ -99,7 +101,8 @@ class Workbench(PatchWidget):
         self._ask = Ask(
             as_pairs(pairs), component, axes, direction or usual, metrics, metrics[0].name, corruption=source
         )
-        self._wanted = self._draft = self._ask
+        self._wanted = self._ask
+        self._editing = Editing(self._ask.pairs)
         self._kept = Kept()
         self._attention: dict[tuple[PromptPair, int], Result] = {}
         self._looks: dict[tuple[Any, ...], Look] = {}
@@ -267,10 +270,10 @@ class Workbench(PatchWidget):
             KERNEL.submit((self, "need"), self._send_maps)
         elif kind == "run":
             self._start(self._wanted)
-        elif kind in ("set", "edit"):
-            self._guarded(
-                lambda: self._start(self._edited(message) if kind == "edit" else changed(self._wanted, message))
-            )
+        elif kind in ("set", "edit", "pairs"):
+            self._guarded(lambda: self._start(self._changed(message) if kind == "set" else self._edited(message)))
+        elif kind == "template":
+            KERNEL.submit((self, "template"), lambda: self._guarded(lambda: self._start(self._made(message))))
         elif kind == "attention":
             layer = int(message["layer"])
             KERNEL.submit((self, "attention", layer), lambda: self._send_attention(layer))
@@ -284,16 +287,13 @@ class Workbench(PatchWidget):
         return changed(self._wanted, message)
 
     def _edited(self, message: Message) -> Ask:
-        """Returns the controls with one field of one pair rewritten; a draft until it can be run."""
-        number, field = int(message.get("pair", self._ask.pair)), str(message["field"])
-        if field not in ("clean", "corrupted", "answer", "wrong"):
-            raise PlanError(
-                f"no field {field!r}.", where="edit", fix=suggest(field, ("clean", "corrupted", "answer", "wrong"))
-            )
-        pairs = list(self._draft.pairs)
-        pairs[number] = replace(pairs[number], **{field: typed(field, str(message["value"]))})
-        self._draft = replace(self._draft, pairs=Pairs(pairs))
-        return replace(self._wanted, pairs=self._draft.pairs)
+        """Returns the controls with other pairs: rewritten, one more or less, or those of before."""
+        pairs, number = self._editing.asked(message, self._ask.pairs, self._ask.pair)
+        return replace(self._changed(message.get("set") or {}), pairs=pairs, pair=number)
+
+    def _made(self, message: Message) -> Ask:
+        """Returns the controls with the pairs of a template."""
+        return replace(self._wanted, pairs=build(self.model, str(message.get("name"))), pair=0)
 
     # -- running
 
@@ -314,6 +314,8 @@ class Workbench(PatchWidget):
         """Enqueues what `ask` needs; a run that is going on gives way to it."""
         self._gen += 1
         gen = self._gen
+        if ask.pairs != self._wanted.pairs:
+            self._editing.note(ask.pairs)
         self._wanted = ask
         self._cancelled = False
         self._failure = None
@@ -327,9 +329,11 @@ class Workbench(PatchWidget):
         except Exception as error:  # noqa: BLE001 - whatever went wrong must reach the page, not die with the thread
             if gen == self._gen:
                 self._wanted = self._ask
+                typed = self._editing.fail(ask.pairs, self._ask.pairs)
                 self._tell(self._ask, self.result)
+                self._describe()
+                self._fail(error, gen, **typed)
             self._failure = error
-            self._fail(error, gen)
         finally:
             if gen == self._gen:
                 self._done.set()
@@ -371,9 +375,8 @@ class Workbench(PatchWidget):
 
     def _show(self, ask: Ask, result: Result) -> None:
         """Puts a result on screen: controls first, then its maps."""
-        if ask is self._wanted:
-            self._draft = ask
         self._tell(ask, result)
+        self._editing.ran(ask.pairs)
         self.error = None
         self._describe()
         self._send_maps()
@@ -384,7 +387,8 @@ class Workbench(PatchWidget):
         works = {name: one.note for name, one in self.model.capabilities.items() if one.status != "works"}
         ask = self._ask
         spec = payload.describe(self.result, pair=ask.pair, metric=ask.metric, can_run=True, works=works)
-        self.spec = {**spec, "direction": ask.direction, "gen": self._gen}
+        more = {"direction": ask.direction, "gen": self._gen, "history": self._editing.describe()}
+        self.spec = {**spec, **more}
 
     def _say(self, status: Message, gen: int) -> None:
         if gen == self._gen:
@@ -434,7 +438,8 @@ class Workbench(PatchWidget):
                 raise PlanError(f"no question {kind!r}.", where="ask", fix=suggest(kind, ANSWERS))
             return ANSWERS[kind](Question(self.model, self._ask, self.result, message, self._answered))
 
-        reply(KERNEL, (self, "ask", key), message, begin, self.post)
+        worker = TYPING if kind == "draft" else KERNEL
+        reply(worker, (self, "ask", key), message, begin, self.post)
 
     def _guarded(self, action: Callable[[], None]) -> None:
         try:
@@ -442,9 +447,9 @@ class Workbench(PatchWidget):
         except Exception as error:  # noqa: BLE001 - a handler's error belongs on the page
             self._fail(error, self._gen)
 
-    def _fail(self, error: Exception, gen: int) -> None:
+    def _fail(self, error: Exception, gen: int, **more: Any) -> None:
         """Shows an error on the page; the last finished sweep stays behind it."""
-        self.error = describe_error(error)
+        self.error = {**describe_error(error), **more}
         self.status = {"state": "error", "text": str(error).split("\n", 1)[0], "gen": gen}
 
     def _summary(self) -> str:

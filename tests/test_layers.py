@@ -42,6 +42,7 @@ ROWS: dict[str, float] = {
     "nbpatch.cluster": 7,
     "nbpatch.compat": 7,
     "nbpatch.tiny": 7,
+    "nbpatch.prompt_editor": 7,
     "nbpatch.workbench": 7,
     "nbpatch.attention_view": 7,
     "nbpatch.showing": 7.5,

@@ -45,6 +45,7 @@ function App({ store, room }: { store: Store; room: Room }): Child {
       data-theme={theme}
       data-view={view}
       style={background ? { '--bg': background } : {}}
+      onKeyDown={(e) => views?.menus.key(store, e)}
     >
       <style>{STYLE}</style>
       {views && <style>{views.style}</style>}
@@ -77,7 +78,10 @@ function one(view: string, props: ViewProps): Child {
 }
 
 const Prompts = ({ store, frame }: ViewProps): Child => (
-  <Strips store={store} place={{ grid: frame.grid, wrap: frame.upright }} />
+  <>
+    <Strips store={store} place={{ grid: frame.grid, wrap: frame.upright }} />
+    {store.bundles.value.views?.editor({ store, frame })}
+  </>
 )
 
 const Maps = ({ store, frame }: ViewProps): Child => (
@@ -94,10 +98,11 @@ const Maps = ({ store, frame }: ViewProps): Child => (
 function Whole({ store, frame }: ViewProps): Child {
   const { views, paths, circuit } = store.bundles.value
   const tab = store.tab.value
+  const error = store.error.value
   return (
     <>
       <Header store={store} />
-      <Failure store={store} />
+      <Failure store={store} frame={frame} />
       {tab === 'paths' && paths?.view({ store, frame })}
       {tab === 'circuit' && circuit?.view({ store, frame })}
       {tab === 'sweep' && (
@@ -105,9 +110,9 @@ function Whole({ store, frame }: ViewProps): Child {
           <Sentence store={store} />
           <Bar store={store} />
           <Progress store={store} />
-          <div class="main">
+          <div class={`main${error ? ' failed' : ''}${/^c/.test(error?.field ?? '') ? ' open' : ''}`}>
             <Maps store={store} frame={frame} />
-            {views ? views.inspector({ store, frame }) : <aside class="inspector" />}
+            {views ? views.waysOut(store) || views.inspector({ store, frame }) : <aside class="inspector" />}
             {views?.attention({ store, frame })}
           </div>
           <Card store={store} />

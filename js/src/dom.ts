@@ -33,6 +33,10 @@ interface Attributes<E> {
   onMouseLeave?: On<MouseEvent, E>
   onKeyDown?: On<KeyboardEvent, E>
   onChange?: On<Event, E>
+  onInput?: On<Event, E>
+  onMouseDown?: On<MouseEvent, E>
+  onToggle?: On<Event, E>
+  onFocus?: On<FocusEvent, E>
   onBlur?: On<FocusEvent, E>
   onFocusOut?: On<FocusEvent, E>
   [name: string]: unknown

@@ -1,55 +1,24 @@
 // What is wrong, what is going on, and how it was measured.
 
 import { type Child, h } from './dom'
+import type { ViewProps } from './load'
 import type { Store } from './store'
-import { Token } from './strips'
 import { code } from './table'
-import { Run } from './ui'
-import { type HeatMap, State, type Trouble } from './wire'
+import { type HeatMap, State } from './wire'
 
-export function Failure({ store }: { store: Store }): Child {
+export function Failure({ store, frame }: ViewProps): Child {
   const error = store.error.value
   if (!error) return null
-  const kept = store.current.length > 0
+  const kept = store.onScreen.length > 0
+  const { views } = store.bundles.value
   return (
     <div class="failure" data-testid="nbp-error" role="alert">
-      <p class="sentence">
-        <b>{error.title}</b>
-      </p>
-      {error.lines.map((line) => (
-        <p key={line} class="line">
-          {line}
-        </p>
-      ))}
-      {error.strips && <Apart strips={error.strips} />}
+      {views ? views.failure({ store, frame }) : <b>{error.title}</b>}
       {kept && (
         <button type="button" class="button" onClick={() => store.goBack()}>
           Go back to the last finished sweep
         </button>
       )}
-    </div>
-  )
-}
-
-/** Both prompts' tokens, marked from the position where they part. */
-function Apart({ strips }: { strips: NonNullable<Trouble['strips']> }): Child {
-  return (
-    <div class="strips wrap">
-      {(['clean', 'corrupted'] as const).map((side) => (
-        <div key={side} class="strip">
-          <span class="name">
-            <Run run={side} />
-            {side}, {strips[side].length} tokens
-          </span>
-          <div class="over">
-            <div class="row">
-              {strips[side].map((text, i) => (
-                <Token key={i} text={text} pos={i} differs={i >= strips.parts} />
-              ))}
-            </div>
-          </div>
-        </div>
-      ))}
     </div>
   )
 }

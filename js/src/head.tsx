@@ -1,9 +1,10 @@
 // The top of the widget: pairs, model, export; the sentence; the facts.
 
+import { Answer } from './answer'
 import { type Child, Fragment, h } from './dom'
 import { facts, type Part, type Side, sentence } from './sentence'
 import type { Store, Tab } from './store'
-import { Chip, Icon } from './ui'
+import { Icon } from './ui'
 
 const brief = (text: string): string => (text.length > 24 ? `${text.slice(0, 22).trimEnd()}…` : text)
 const many = (n: number, word: string): string => `${n} ${word}${n === 1 ? '' : 's'}`
@@ -12,6 +13,7 @@ export function Header({ store }: { store: Store }): Child {
   const spec = store.spec.value
   const now = store.shown.value.pair
   const { model } = spec
+  const menus = store.bundles.value.views?.menus
   const turn = (by: number) => {
     const pair = now + by
     const off = pair < 0 || pair >= spec.pairs.length || !store.can({ pair })
@@ -30,14 +32,15 @@ export function Header({ store }: { store: Store }): Child {
     )
   }
   return (
-    <header class="top">
+    <header class="top" data-lm-suppress-shortcuts="true">
       <Tabs store={store} />
       {turn(-1)}
       <span class="pairname">
         Pair {now + 1} of {spec.pairs.length}
       </span>
-      <span class="quote wide-only">“{brief(store.pair.clean)}”</span>
+      {menus ? menus.pairs(store) : <span class="quote wide-only">“{brief(store.pair.clean)}”</span>}
       {turn(1)}
+      {spec.can_run && menus?.templates(store)}
       <span class="model">
         {model.name}
         <span class="not-narrow">
@@ -45,6 +48,7 @@ export function Header({ store }: { store: Store }): Child {
           · {many(model.n_layers, 'layer')} × {many(model.n_heads, 'head')} · {model.device.toUpperCase()}
         </span>
       </span>
+      {spec.can_run && menus?.past(store)}
       <Export store={store} />
     </header>
   )
@@ -147,6 +151,7 @@ export function Sentence({ store }: { store: Store }): Child {
           </span>
         ))}
       </p>
+      {store.bundles.value.views?.concerns(store)}
     </div>
   )
 }
@@ -165,38 +170,5 @@ function Words({ part, store }: { part: Part; store: Store }): Child {
     >
       {part.text}
     </button>
-  )
-}
-
-/** The answer (or the wrong answer) as chips, with the input that changes it lying over them. */
-function Answer({ store, side, tokens }: { store: Store; side: Side; tokens: readonly string[] }): Child {
-  const value = store.written(side)
-  const wrong = store.error.value?.field === side
-  const off = !store.spec.value.can_run
-  const commit = (input: HTMLInputElement) => store.edit(side, input.value)
-  return (
-    <span class={`answer${wrong ? ' bad' : ''}`}>
-      {tokens.length ? tokens.map((t) => <Chip key={t} text={t} />) : <span class="chip none">none</span>}
-      <input
-        data-testid={`nbp-${side}`}
-        aria-label={side === 'answer' ? 'Answer' : 'Wrong answer'}
-        title={
-          off ? 'No kernel: this page shows what was measured.' : 'Several answers: put " | " between them'
-        }
-        defaultValue={value}
-        key={`${store.resets.value}${value}`}
-        readOnly={off}
-        spellcheck="false"
-        onBlur={(e) => commit(e.currentTarget)}
-        onKeyDown={(e) => {
-          e.stopPropagation()
-          if (e.key === 'Enter') commit(e.currentTarget)
-          if (e.key === 'Escape') {
-            e.currentTarget.value = value
-            commit(e.currentTarget)
-          }
-        }}
-      />
-    </span>
   )
 }

@@ -169,7 +169,9 @@ function NextTokens({ store }: { store: Store }): Child {
 function Careful({ store }: { store: Store }): Child {
   const { direction } = store.shown.value
   // Python lists this warning too; here it comes with the action that settles it.
-  const warnings = store.spec.value.warnings.filter((w) => !w.startsWith('One direction only'))
+  const { warnings: all, concerns } = store.spec.value
+  // What concerns a prompt or an answer stands beside it.
+  const warnings = all.filter((w, i) => !w.startsWith('One direction only') && !concerns?.[i])
   const ablated = (store.shown.value.corruption ?? OTHER) !== OTHER
   const one = direction === 'both' || ablated ? null : direction
   if (!one && !warnings.length) return null

@@ -97,10 +97,11 @@ export function marks(map: HeatMap, pair: Pair): Mark[] {
   if (first === undefined || last === undefined) return []
   const out: Mark[] = []
   const zero = map.dims.includes('layer') && map.state[indexIn(map, startOf(map))] === State.Exact
-  if (first > 0)
+  const same = Math.min(first, pair.aligned?.find(([a, b]) => a !== b)?.[0] ?? first)
+  if (same > 0)
     out.push({
       from: 0,
-      to: first - 1,
+      to: same - 1,
       text: zero ? 'same tokens so far: exactly 0, not run' : 'same tokens so far',
     })
   out.push({ from: first, to: last, text: differs.length > 1 ? 'differ' : 'differs' })

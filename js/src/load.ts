@@ -2,6 +2,7 @@
 
 import type { Child } from './dom'
 import type { Frame } from './map'
+import type { Side } from './sentence'
 import type { Store } from './store'
 
 /** What a view is drawn from. */
@@ -17,6 +18,21 @@ export interface Views {
   inspector: View
   attention: View
   scatter: View
+  /** Below the token strips: what is being typed, how the prompts part, what is odd about them. */
+  editor: View
+  /** What is wrong with the prompts, in words. */
+  failure: View
+  /** In the inspector's place when prompts do not meet: what to do about it. */
+  waysOut(store: Store): Child
+  /** Warnings about the answers. */
+  concerns(store: Store): Child
+  menus: {
+    pairs(store: Store): Child
+    templates(store: Store): Child
+    past(store: Store): Child
+    key(store: Store, e: KeyboardEvent): void
+  }
+  picker: { list(store: Store, side: Side): Child; key(store: Store, side: Side, e: KeyboardEvent): boolean }
   /** Saves what is on screen without Python. */
   save(store: Store, kind: string, near: HTMLElement): void
   /** Called after every drawing: asks Python for what is missing. */

@@ -1,6 +1,5 @@
 // The page's state. One store per mounted view; nothing lives at module level.
 
-import { Asking } from './asking'
 import { limitOf } from './colour'
 import type { Host } from './host'
 import {
@@ -17,6 +16,7 @@ import {
 } from './shown'
 import type { Signal } from './signal'
 import { indexIn, shares } from './table'
+import { Typing } from './typing'
 import {
   type Attention,
   type Buffers,
@@ -38,14 +38,12 @@ import {
 } from './wire'
 
 export type { Exported, Look, Mode, Shown } from './shown'
+export type { Field } from './typing'
 
 /** What the workbench shows under its header. */
 export type Tab = 'sweep' | 'paths' | 'circuit'
 
-/** What of a pair can be typed. */
-export type Field = 'clean' | 'corrupted' | 'answer' | 'wrong'
-
-export class Store extends Asking {
+export class Store extends Typing {
   readonly spec: Signal<Spec>
   readonly status: Signal<Status>
   readonly error: Signal<Trouble | null>
@@ -62,8 +60,6 @@ export class Store extends Asking {
   readonly look = this.cell<Look>({ dest: null, src: null })
   /** Tells this view's radio groups from those of other views of the page. */
   readonly id = `nbp${Math.random().toString(36).slice(2)}`
-  /** Counts up to make the prompt inputs forget what was typed. */
-  readonly resets = this.cell(0)
   readonly exported = this.cell<Exported | null>(null)
   /** Width of the root, so that what depends on it need not guess; 0 until measured. */
   readonly width = this.cell(0)
@@ -92,8 +88,6 @@ export class Store extends Asking {
 
   private last: HeatMap[] = []
   private limited: { maps: readonly HeatMap[]; limit: number } = { maps: [], limit: 1 }
-  /** What was sent of each field last: Enter and the blur after it are one edit. */
-  private drafts: Record<number, Partial<Record<Field, string>>> = {}
   private newest = 0
   private asked = new Set<string>()
   private pending: Dict = {}
@@ -129,9 +123,9 @@ export class Store extends Asking {
       this.attention.value = new Map()
       this.asked.clear()
       this.forget()
-      this.drafts = {}
       this.last = []
       this.hover.value = null
+      this.keepTyping(before, spec)
     }
     const told = shownOf(spec)
     for (const name of Object.keys(this.pending)) {
@@ -140,6 +134,7 @@ export class Store extends Asking {
     }
     this.spec.value = spec
     this.shown.value = { ...told, ...this.pending }
+    if (this.drafting) this.askDraft()
   }
 
   private onStatus(status: Status): void {
@@ -154,6 +149,7 @@ export class Store extends Asking {
     if (!error) return
     this.pending = {}
     this.shown.value = shownOf(this.spec.value)
+    this.keepFailed(error)
   }
 
   private onSelection(cell: Cell | null): void {
@@ -253,33 +249,10 @@ export class Store extends Asking {
     if (change.component && next.over !== this.shown.value.over) asked.over = [...next.over]
     if (change.corruption) asked.direction = next.direction
     if (this.host.live) Object.assign(this.pending, asked)
+    if (next.pair !== this.shown.value.pair) this.typing.value = {}
     this.shown.value = next
     this.hover.value = null
     this.host.send({ type: 'set', ...asked })
-  }
-
-  /** What an input shows when nothing was typed: what the maps belong to, alternatives parted by bars. */
-  written(field: Field, pair = this.shown.value.pair): string {
-    const value = this.spec.value.pairs[pair]?.[field] ?? ''
-    return typeof value === 'string' ? value : value.join(' | ')
-  }
-
-  /** Sends what an input holds now, unless that is what was sent last. */
-  edit(field: Field, value: string, pair = this.shown.value.pair): void {
-    const drafts = this.drafts[pair] ?? {}
-    if ((drafts[field] ?? this.written(field, pair)) === value) return
-    this.drafts[pair] = { ...drafts, [field]: value }
-    this.host.send({ type: 'edit', field, pair, value })
-  }
-
-  /** Leaves a failed edit behind, here and in Python: the prompts show again what the maps belong to. */
-  goBack(): void {
-    this.error.value = null
-    for (const [pair, drafts] of Object.entries(this.drafts))
-      for (const field of Object.keys(drafts))
-        this.edit(field as Field, this.written(field as Field, +pair), +pair)
-    this.drafts = {}
-    this.resets.value++
   }
 
   choose(cell: Cell | null, tell = true): void {

@@ -1,6 +1,7 @@
 // The two prompts as token strips on the map's columns, each with its input lying over it.
 
 import { type Child, Fragment, h } from './dom'
+import { type Lines, linesOf, type Slot } from './drafting'
 import { percent } from './format'
 import type { Grid } from './geometry'
 import type { Store } from './store'
@@ -19,38 +20,49 @@ export interface Place {
 export const positions = (cell: Cell | null): number[] =>
   cell ? [cell.pos, cell.src, cell.dest].filter((p): p is number => typeof p === 'number') : []
 
+/** The width of a column: a longer draft takes the room of the pair on screen, the map below stays where it is. */
+export const columnOf = (store: Store, grid: Grid, { draft, count }: Lines): number =>
+  draft ? Math.min(grid.col, (grid.col * store.pair.clean_tokens.length) / Math.max(1, count)) : grid.col
+
 export function Strips({ store, place }: { store: Store; place: Place }): Child {
-  const pair = store.pair
   const { grid, wrap } = place
+  const lines = linesOf(store)
   const chosen = positions(store.hover.value ?? store.chosen)
+  const kind = `${wrap ? ' wrap' : grid.col < 36 ? ' tight' : ''}${lines.draft ? ' drafting' : ''}`
   return (
     <div
-      class={`strips${wrap ? ' wrap' : grid.col < 36 ? ' tight' : ''}`}
-      style={{ '--gutter': `${grid.gutter}px`, '--col': `${grid.col}px` }}
+      class={`strips${kind}`}
+      style={{ '--gutter': `${grid.gutter}px`, '--col': `${columnOf(store, grid, lines)}px` }}
     >
       {!wrap && (
         <div class="strip numbers" aria-hidden="true">
           <span class="name" />
           <span class="row">
-            {pair.clean_tokens.map((_, i) => (
-              <span key={i} class={chosen.includes(i) ? 'on' : ''}>
-                {i}
+            {lines.clean.map((slot, i) => (
+              <span key={i} class={slot && chosen.includes(slot.pos) ? 'on' : ''}>
+                {slot?.pos}
               </span>
             ))}
           </span>
         </div>
       )}
-      <Strip store={store} side="clean" chosen={chosen} />
-      <Strip store={store} side="corrupted" chosen={chosen} />
+      <Strip store={store} side="clean" lines={lines} chosen={chosen} />
+      <Strip store={store} side="corrupted" lines={lines} chosen={chosen} />
     </div>
   )
 }
 
-function Strip({ store, side, chosen }: { store: Store; side: Side; chosen: number[] }): Child {
+function Strip(props: { store: Store; side: Side; lines: Lines; chosen: number[] }): Child {
+  const { store, side, lines, chosen } = props
   const pair = store.pair
-  const tokens = side === 'clean' ? pair.clean_tokens : pair.corrupted_tokens
-  const top = side === 'clean' ? pair.clean_top : pair.corrupted_top
-  const bad = store.error.value?.field === side
+  const { draft } = lines
+  const top = draft?.[side].top ?? (side === 'clean' ? pair.clean_top : pair.corrupted_top)
+  const bos = draft ? draft.has_bos : pair.has_bos
+  const other = side === 'clean' ? 'corrupted' : 'clean'
+  const longer = draft && draft[side].tokens.length > draft[other].tokens.length
+  const bad = draft?.errors.lengths
+    ? store.error.value && longer
+    : store.error.value?.field === side || !!draft?.errors[side]
   return (
     <div class="strip">
       <span class="name">
@@ -59,15 +71,8 @@ function Strip({ store, side, chosen }: { store: Store; side: Side; chosen: numb
       </span>
       <div class={`over${bad ? ' bad' : ''}`}>
         <div class="row" data-testid={`nbp-tokens-${side}`}>
-          {tokens.map((text, i) => (
-            <Token
-              key={i}
-              text={text}
-              pos={i}
-              differs={pair.differs.includes(i)}
-              bos={i === 0 && pair.has_bos}
-              on={chosen.includes(i)}
-            />
+          {lines[side].map((slot, i) => (
+            <Place key={i} slot={slot} bos={bos} on={chosen.includes(lines.clean[i]?.pos ?? -1)} />
           ))}
         </div>
         <Prompt store={store} side={side} pair={pair} />
@@ -77,23 +82,20 @@ function Strip({ store, side, chosen }: { store: Store; side: Side; chosen: numb
   )
 }
 
-export function Token(props: {
-  text: string
-  pos: number
-  differs: boolean
-  bos?: boolean
-  on?: boolean
-}): Child {
-  const { text, pos, differs, bos, on } = props
+/** A token, or the hatched hole where the other prompt has one. */
+export function Place({ slot, bos, on }: { slot: Slot | null; bos: boolean; on?: boolean }): Child {
+  if (!slot) return <span class="token hole" title="No token stands here" />
+  const { text, pos, more } = slot
+  const first = pos === 0 && bos
   return (
     <span
-      class={`token${differs ? ' differs' : ''}${bos ? ' bos' : ''}${on ? ' on' : ''}`}
+      class={`token${slot.differs ? ' differs' : ''}${first ? ' bos' : ''}${on ? ' on' : ''}${more.length ? ' more' : ''}`}
       data-testid="nbp-token"
       data-pos={pos}
-      data-differs={differs}
-      title={text.length > 5 ? text : ''}
+      data-differs={slot.differs}
+      title={more.length ? `Before it, not patched: ${more.join('')}` : text.length > 5 ? text : ''}
     >
-      {bos ? 'bos' : <TokenText text={text} />}
+      {first ? 'bos' : <TokenText text={text} />}
     </span>
   )
 }
@@ -107,9 +109,10 @@ function Prompt({ store, side, pair }: { store: Store; side: Side; pair: Pair })
       data-testid={`nbp-${side}`}
       aria-label={`${side === 'clean' ? 'Clean' : 'Corrupted'} prompt`}
       title={off ? 'No kernel: this page shows what was measured.' : 'Click to change the prompt'}
-      defaultValue={pair[side]}
+      defaultValue={store.texts[side]}
       readOnly={off}
       spellcheck="false"
+      onInput={(e) => store.type(side, e.currentTarget.value)}
       onBlur={(e) => commit(e.currentTarget)}
       onKeyDown={(e) => {
         e.stopPropagation()

@@ -25,6 +25,8 @@ export interface Pair {
   clean_top: Top
   corrupted_top: Top
   metrics: Record<string, { clean: number; corrupted: number }>
+  /** Clean and corrupted positions that stand for each other; absent where all do. */
+  aligned?: [number, number][]
 }
 
 export interface Spec {
@@ -41,6 +43,12 @@ export interface Spec {
   components: { name: string; label: string; short: string; works: boolean; reason: string }[]
   model: { name: string; n_layers: number; n_heads: number; n_kv_heads: number; device: string }
   warnings: string[]
+  /** The field that each warning concerns; null for one about the sweep. */
+  concerns?: (string | null)[]
+  /** Pairs that were there before, newest first. */
+  history?: Past
+  /** What is known of the prompts, in a widget that edits them and runs nothing. */
+  draft?: Dict
   card: string
   can_run: boolean
   /** What of the widget is shown: all of it, or one view by itself. */
@@ -48,6 +56,13 @@ export interface Spec {
   exports: string[]
   /** Of a circuit by itself: how many edges are kept, and a count of how often Python said so. */
   kept?: { n: number; by: number }
+}
+
+export interface Past {
+  undo: boolean
+  redo: boolean
+  at: number
+  items: { at: number; text: string; failed: boolean }[]
 }
 
 export interface Status {
@@ -64,7 +79,8 @@ export interface Trouble {
   title: string
   lines: string[]
   field?: string
-  strips?: { clean: string[]; corrupted: string[]; parts: number }
+  /** The pair that could not be run, as it was typed. */
+  typed?: { pair: number; texts: Record<string, string> }
 }
 
 export interface MapKey {

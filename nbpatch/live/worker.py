@@ -40,3 +40,6 @@ class Worker:
 
 KERNEL = Worker()
 """The kernel's one worker, shared by all its widgets."""
+
+TYPING = Worker()
+"""For what is typed, which must not wait for a sweep to end: two forwards, between two waves (`Model.lock`)."""

@@ -4,6 +4,7 @@ The same functions serve a live widget, the maps of a run that is still going, a
 """
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -179,12 +180,28 @@ def describe(
         ],
         "model": {key: made["model"][key] for key in ("name", "n_layers", "n_heads", "n_kv_heads", "device")},
         "warnings": list(result.warnings),
+        "concerns": [_concerns(warning) for warning in result.warnings],
         "card": result.card(),
         "engine": {key: made["engine"][key] for key in ("run", "exact", "seconds")},
         "can_run": can_run,
         "view": "workbench",
         "exports": ["png", "csv", "html", "python", "magic"] if can_run else ["png", "csv"],
     }
+
+
+_CONCERNS = {
+    "clean": r"The clean prompt (ends|begins)",
+    "corrupted": r"The corrupted prompt (ends|begins)|The prompts (are the same|of pair .* differ)",
+    "answer": r"The clean run of pair .* does not prefer",
+    "wrong": r"Small gap\.|No gap\.|The corrupted prompt does better",
+}
+"""What a warning about the prompts begins with, by the field it concerns."""
+
+
+def _concerns(warning: str) -> str | None:
+    """Returns the field that a warning concerns; None for one about the sweep."""
+    text = re.sub(r"^Pair \d+: ", "", warning)
+    return next((field for field, begins in _CONCERNS.items() if re.match(begins, text)), None)
 
 
 def _metrics(measured: Sequence[Mapping[str, Any]], *, can_run: bool) -> list[Message]:
@@ -216,8 +233,11 @@ def _sources(made: Mapping[str, Any], *, can_run: bool) -> list[Message]:
 def _describe_pair(result: Result, number: int) -> Message:
     pair = result.provenance["pairs"][number]
     kept = ("clean", "corrupted", "answer", "wrong", "clean_tokens", "corrupted_tokens", "differs", "has_bos")
+    aligned = pair.get("aligned", ())
+    unequal = aligned and aligned != [[place, place] for place in range(len(pair["clean_tokens"]))]
     return {
         **{key: pair[key] for key in (*kept, "clean_end", "corrupted_end", "clean_top", "corrupted_top")},
+        **({"aligned": aligned} if unequal else {}),
         "metrics": {
             name: {
                 run: float(result.baselines[run].sel(metric=name).isel(pair=number)) for run in ("clean", "corrupted")
