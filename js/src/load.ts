@@ -1,13 +1,26 @@
 // How the later bundles, with the linked views, get into the page: once per page and version, whoever asks first.
 
+import type { Theme } from './colour'
 import type { Child } from './dom'
+import type { Rows } from './geometry'
 import type { Frame } from './map'
 import type { Store } from './store'
+import type { Table } from './table'
 
 /** What a view is drawn from. */
 export interface ViewProps {
   store: Store
   frame: Frame
+}
+/** A map's surface as it lies on the page. */
+export interface Surface {
+  store: Store
+  table: Table
+  rows: Rows
+  col: number
+  theme: Theme
+  /** Row and column under the pointer, or null beside the cells. */
+  hit(event: MouseEvent & { currentTarget: HTMLDivElement }): [row: number, col: number] | null
 }
 export type View = (props: ViewProps) => Child
 
@@ -17,6 +30,10 @@ export interface Views {
   inspector: View
   attention: View
   scatter: View
+  /** What the pointer does on a map beyond pointing, and what lies over its cells then. */
+  hold(surface: Surface): { on: Record<string, unknown>; marks: Child }
+  /** Whether a key on the map was one of a brush or a move, which is done then. */
+  keys(store: Store, table: Table, event: KeyboardEvent): boolean
   /** Saves what is on screen without Python. */
   save(store: Store, kind: string, near: HTMLElement): void
   /** Called after every drawing: asks Python for what is missing. */

@@ -7,6 +7,7 @@ import type { Frame } from './map'
 import type { Store } from './store'
 import { unravel, yardstick } from './table'
 import type { Cell, HeatMap } from './wire'
+import { short } from './words'
 
 const THRESHOLD = 0.1
 const SIZE = 430
@@ -31,9 +32,6 @@ export function points(restore: HeatMap, lose: HeatMap): Point[] {
   })
   return out.sort((p, q) => p.size - q.size).slice(-MOST)
 }
-
-const short = (cell: Cell): string =>
-  [cell.layer, cell.head ?? cell.pos].filter((v) => v !== undefined).join('.')
 
 export function Quadrants({ store, frame }: { store: Store; frame: Frame }): Child {
   const [restore, lose] = store.onScreen

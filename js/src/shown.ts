@@ -4,7 +4,7 @@ import type { View } from './sentence'
 import { strongest, unravel } from './table'
 import type { Choice, HeatMap, Label, Spec } from './wire'
 
-export type Mode = 'clean' | 'corrupted' | 'difference'
+export type Mode = 'clean' | 'corrupted' | 'patched' | 'difference'
 export interface Shown extends View {
   direction: Choice
   pair: number

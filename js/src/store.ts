@@ -49,10 +49,14 @@ export class Store extends Asking {
   readonly status: Signal<Status>
   readonly error: Signal<Trouble | null>
   readonly selection: Signal<Cell | null>
+  /** Cells that are patched together. */
+  readonly brushed: Signal<Cell[]>
   readonly hover = this.cell<Cell | null>(null)
   readonly pinned = this.cell(false)
   readonly shown: Signal<Shown>
   readonly maps = this.cell<ReadonlyMap<string, HeatMap>>(new Map())
+  /** The estimates that exact values took the place of, or will. */
+  readonly estimates = this.cell<ReadonlyMap<string, HeatMap>>(new Map())
   readonly attention = this.cell<ReadonlyMap<string, Attention>>(new Map())
   readonly tab = this.cell<Tab>('sweep')
   readonly mode = this.cell<Mode>('clean')
@@ -106,6 +110,7 @@ export class Store extends Asking {
     this.status = this.cell(now.status)
     this.error = this.cell(now.error)
     this.selection = this.cell(now.selection)
+    this.brushed = this.cell(now.brushed)
     this.shown = this.cell(shownOf(now.spec))
     if (now.version > VERSION) this.warnNewer(now.version)
     this.close = host.listen({
@@ -113,6 +118,7 @@ export class Store extends Asking {
       status: (status) => this.onStatus(status),
       error: (error) => this.onError(error),
       selection: (cell) => this.onSelection(cell),
+      brushed: (cells) => this.brush(cells, false),
       message: (content, buffers) => this.onMessage(content, buffers),
     })
     host.send({ type: 'need' })
@@ -125,6 +131,7 @@ export class Store extends Asking {
     const before = this.spec.value
     if (prompts(before) !== prompts(spec)) {
       this.maps.value = new Map()
+      this.estimates.value = new Map()
       this.attention.value = new Map()
       this.asked.clear()
       this.forget()
@@ -175,6 +182,7 @@ export class Store extends Asking {
   private onMap(map: HeatMap | null): void {
     if (!map || map.gen < this.newest) return
     this.newest = map.gen
+    if (map.estimate) this.estimates.value = new Map(this.estimates.value).set(mapName(map.key), map)
     this.maps.value = new Map(this.maps.value).set(mapName(map.key), map)
   }
 
@@ -284,7 +292,15 @@ export class Store extends Asking {
     if (!cell) this.pinned.value = false
     const head = headNumber(cell?.head, this.spec.value)
     if (typeof cell?.layer === 'number' && head !== null) this.head.value = { layer: cell.layer, head }
-    if (tell) this.host.select(cell)
+    if (!tell) return
+    this.host.select(cell)
+    this.brush([])
+  }
+
+  brush(cells: Cell[], tell = true): void {
+    if (!cells.length && !this.brushed.value.length) return
+    this.brushed.value = cells
+    if (tell) this.host.brush(cells)
   }
 
   /** Shows a head's attention; where the map is over heads, its cell becomes the selection. */

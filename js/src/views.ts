@@ -2,6 +2,8 @@
 
 import { AttentionPanel, askForAttention } from './attention'
 import attention from './attention.css?inline'
+import { askForCells, quiet } from './cells'
+import { hold, keys } from './gestures'
 import { Inspector } from './inspector'
 import type { Views } from './load'
 import { handExports, saveHere } from './save'
@@ -13,7 +15,9 @@ export const bundle: Views = {
   inspector: Inspector,
   attention: AttentionPanel,
   scatter: Quadrants,
+  hold,
+  keys,
   save: saveHere,
-  asks: [askForAttention],
-  starts: [handExports],
+  asks: [askForAttention, askForCells],
+  starts: [handExports, quiet],
 }
