@@ -36,7 +36,7 @@ export function pile(values: readonly (number | null)[], X: (v: number) => numbe
 export function ticks(low: number, high: number): number[] {
   const span = Math.max(1e-9, high - low)
   const power = 10 ** Math.floor(Math.log10(span / 4))
-  const step = power * ([1, 2, 5, 10].find((m) => span / (m * power) <= 5) ?? 10)
+  const step = power * ([1, 2, 5, 10].find((m) => span / (m * power) <= 6) ?? 10)
   const out: number[] = []
   for (let v = Math.ceil(low / step) * step; v <= high + step * 1e-9; v += step) out.push(v)
   return out
