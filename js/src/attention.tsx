@@ -1,9 +1,10 @@
 // Attention of the chosen head on both runs, beside the map that led to it.
 
 import { Arcs } from './arcs'
-import { hasPatched, withPatched } from './cells'
+import { hasPatched, heardOfCell, withPatched } from './cells'
 import { type Child, h } from './dom'
 import { plain, tableNumber, visible } from './format'
+import { together } from './gestures'
 import type { Frame } from './map'
 import { Matrix, matrixSize, SMALL, Thumbnails, weight, weightIn } from './matrix'
 import type { Signal } from './signal'
@@ -99,7 +100,7 @@ export function AttentionPanel({ store, frame }: { store: Store; frame: Frame })
                   class="unpatched"
                   style={{ width: `${matrixSize(data, frame, modes.length, wide).size}px` }}
                 >
-                  {store.chosen ? 'Running the patched cell …' : 'Choose a cell on the map to see its run.'}
+                  {unpatched(store)}
                 </p>
               ) : (
                 <Matrix
@@ -137,6 +138,15 @@ const waiting = (store: Store, layer: number): string =>
   store.spec.value.can_run
     ? `Reading the attention of layer ${layer} …`
     : `The attention of layer ${layer} is not in this page.`
+
+/** Why the patched run is not shown. */
+function unpatched(store: Store): string {
+  if (together(store).length > 1) return 'Choose one cell to see its run.'
+  if (!store.chosen) return 'Choose a cell on the map to see its run.'
+  const heard = heardOfCell(store)
+  const nothing = heard && !heard.old && (heard.error || heard.told?.note)
+  return nothing ? 'There is no patched run to show.' : 'Running the patched cell …'
+}
 
 /** The weights of all runs in words. */
 const said = (data: Attention, at: { head: number; dest: number; src: number }): string =>
@@ -250,6 +260,7 @@ function Bars(props: { store: Store; frame: Frame; data: Attention; head: number
         <span class="push" />
         <span class="key">
           <i class="solid" /> clean <i class="hollow" /> corrupted
+          {hasPatched(data) && ' '}
           {hasPatched(data) && <i class="third" />}
           {hasPatched(data) && ' patched'}
         </span>

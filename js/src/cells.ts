@@ -81,7 +81,7 @@ export interface Heard<T> {
 export function heardOfCell(store: Store): Heard<Told> | null {
   const answer = store.answer('cell')
   const cell = store.chosen
-  if (!answer || !cell) return null
+  if (!answer || !cell || together(store).length > 1) return null
   const error = (answer.content.error as Trouble | undefined) ?? null
   const told = error ? null : (answer.content as unknown as Told)
   const shown = directionsOf(store.shown.value.direction)[0]

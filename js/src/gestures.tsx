@@ -208,7 +208,7 @@ function Marks({ store, table, rows, col, theme }: Surface): Child {
       {boxes.map((box, i) => (
         <i key={`b${i}`} class="brush" style={place(box)} />
       ))}
-      {boxes[0] && cells.length > 1 && (
+      {drag && boxes[0] && cells.length > 1 && (
         <span class="brush-count" style={{ left: `${boxes[0].x}px`, top: `${boxes[0].y}px` }}>
           {cells.length} cells together
         </span>

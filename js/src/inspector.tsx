@@ -148,7 +148,9 @@ function Moved({ store }: { store: Store }): Child {
     <p class={store.waits('move') ? 'moved old' : 'moved'} data-testid="nbp-moved" aria-live="polite">
       {`${answer.content.from} put into ${answer.content.to}: `}
       {store.onScreen.map((map) => {
-        const effect = effects[map.key.direction] ?? Number.NaN
+        const effect = effects[map.key.direction]
+        if (effect === undefined) return null
+        if (effect === null) return 'no value.'
         const { by, share } = yardstick(map)
         const amount = `${readNumber(effect)} ${plural(map.unit, effect)}`.trim()
         return (

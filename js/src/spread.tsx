@@ -93,7 +93,8 @@ function Dots(props: { told: Told; direction: Direction; name: boolean; now: num
   const half = Math.max(0.01, (Math.max(...all) - Math.min(...all)) / 2)
   const [low, high] = [middle - half * 1.1, middle + half * 1.1]
   // What is lost grows to the right, as what is restored does.
-  const turned = (told.mean ?? 0) < 0
+  const lost = (told.mean ?? 0) < 0
+  const turned = lost && direction === 'noising'
   const X = (v: number): number => {
     const share = (v - low) / (high - low)
     return PAD + (turned ? 1 - share : share) * (WIDTH - 2 * PAD)
@@ -108,7 +109,7 @@ function Dots(props: { told: Told; direction: Direction; name: boolean; now: num
         </p>
       )}
       <svg
-        class={turned ? 'beeswarm neg' : 'beeswarm pos'}
+        class={lost ? 'beeswarm neg' : 'beeswarm pos'}
         viewBox={`0 0 ${WIDTH} ${BASE + 18}`}
         role="img"
         aria-label={`Share of the gap of ${there.length} pairs: mean ${number(told.mean)}, 95 % interval ${number(told.low)} to ${number(told.high)}, from ${number(Math.min(...there))} to ${number(Math.max(...there))}`}

@@ -72,7 +72,7 @@ export function Strongest({ store, frame }: { store: Store; frame: Frame }): Chi
                 </button>
               </th>
               {row.shares.flatMap((v, k) => [
-                <td key={`b${k}`} class={`bar ${v < 0 ? 'left' : 'right'}`}>
+                <td key={`b${k}`} class={`effect ${v < 0 ? 'left' : 'right'}`}>
                   <i
                     style={{
                       width: `${Number.isFinite(v) ? (100 * Math.abs(v)) / most : 0}%`,

@@ -6,12 +6,14 @@ import { askForCells, quiet } from './cells'
 import { hold, keys } from './gestures'
 import { Inspector } from './inspector'
 import type { Views } from './load'
+import room from './room.css?inline'
 import { handExports, saveHere } from './save'
 import { Quadrants } from './scatter'
 import side from './side.css?inline'
 
 export const bundle: Views = {
-  style: [side, attention].join(''),
+  // Rules for the room there is come last, so they stand again behind those of this bundle.
+  style: [side, attention, room].join(''),
   inspector: Inspector,
   attention: AttentionPanel,
   scatter: Quadrants,
