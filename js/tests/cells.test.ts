@@ -168,7 +168,11 @@ describe('a question about a cell', () => {
 describe('a brush', () => {
   it('is a drag over cells: Python gets them, and is asked what they do together', async () => {
     await mount()
-    await drag([0, 1], [1, 2])
+    await point('pointerdown', 0, 1)
+    await point('pointermove', 1, 2)
+    expect(el.querySelector('.brush-count')?.textContent).toBe('4 cells together')
+    await point('pointerup', 1, 2)
+    await point('click', 1, 2)
     const cells = [
       { layer: 0, pos: 1 },
       { layer: 0, pos: 2 },
@@ -178,7 +182,6 @@ describe('a brush', () => {
     expect(model.data.brushed).toEqual(cells)
     expect(model.data.selection).toBeNull()
     expect(el.querySelectorAll('.surface .brush')).toHaveLength(1)
-    expect(el.querySelector('.brush-count')?.textContent).toBe('4 cells together')
     await settle(90)
     expect(asked('together')).toMatchObject([{ cells }])
     await reply('together', { together: { denoising: 6.48 }, sum: { denoising: 8.91 } })
@@ -222,6 +225,29 @@ describe('a brush', () => {
     await settle()
     expect(text('nbp-together')).toContain('2 cells together')
     expect(model.data.brushed).toBe(brushed)
+  })
+
+  it('can be drawn over the points of both directions', async () => {
+    const both = { component: 'z', over: ['layer', 'head'] }
+    const wide = vi.spyOn(HTMLElement.prototype, 'clientWidth', 'get').mockReturnValue(1200)
+    await mount({ spec: spec({ ...both, direction: 'both' }) })
+    const values = { denoising: [0, 0.8, 4, 8], noising: [0, -6, -3, 0] }
+    for (const [direction, list] of Object.entries(values))
+      model.post(heads({ key: keyed({ ...both, direction }), direction }), [
+        floatBytes(list),
+        stateBytes([0, 0, 0, 0]),
+      ])
+    await settle()
+    wide.mockRestore()
+    const svg = el.querySelector('.scatter') as SVGElement
+    expect(svg.textContent).toContain('1 head: works with others (AND)')
+    const at = (type: string, clientX: number, clientY: number) =>
+      svg.dispatchEvent(new PointerEvent(type, { clientX, clientY, button: 0, bubbles: true }))
+    at('pointerdown', 0, 0)
+    at('pointermove', 430, 430)
+    at('pointerup', 430, 430)
+    await settle()
+    expect(model.data.brushed).toHaveLength(4)
   })
 
   it('needs Python', async () => {
