@@ -130,8 +130,10 @@ def test_passing_over_cells_asks_for_the_last_only(at_rest):
     at_rest.page.wait_for_timeout(300)
     at_rest.python("count_questions()")
     at_rest.part("nbp-heatmap").evaluate(
-        """map => { for (let i = 0; i < 3; i++)
-            map.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true, cancelable: true})) }"""
+        """async map => { for (let i = 0; i < 3; i++) {
+            map.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true, cancelable: true}));
+            await new Promise(queueMicrotask);
+        } }"""
     )
     at_rest.eventually("bench().asked", [{"layer": 0, "head": 3}])
 
