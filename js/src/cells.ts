@@ -54,6 +54,10 @@ function later(store: Store, kind: string, content: Dict | null): void {
   if (content) held.clock = setTimeout(() => store.ask(kind, content), SETTLED)
 }
 
+/** A cell with its axes in one order: Python sends back what it was told in an order of its own. */
+const ordered = (cell: Cell): Cell =>
+  Object.fromEntries(Object.entries(cell).sort(([a], [b]) => (a < b ? -1 : 1)))
+
 /** Called after every drawing. Nothing is asked while a sweep runs: its worker would answer behind it anyway. */
 export function askForCells(store: Store): void {
   const map = store.current[0]
@@ -61,8 +65,8 @@ export function askForCells(store: Store): void {
   const cell = ready ? store.chosen : null
   const cells = ready ? together(store) : []
   const { layer } = store.looking
-  later(store, 'cell', cell && { cell, layer, gen: map?.gen })
-  later(store, 'together', cells.length > 1 ? { cells, gen: map?.gen } : null)
+  later(store, 'cell', cell && { cell: ordered(cell), layer, gen: map?.gen })
+  later(store, 'together', cells.length > 1 ? { cells: cells.map(ordered), gen: map?.gen } : null)
 }
 
 /** Lets no question out of a widget that is gone. */
