@@ -28,7 +28,7 @@ TOLERANCE = 1e-4
 
 
 def cell(question: Question) -> Iterator[Reply]:
-    """Answers what one cell does: spread over pairs, next tokens before and after, then the patched run's attention.
+    """Answers what one cell does: spread over pairs, next tokens before and after, the patched run's attention.
 
     The page says `cell`, and with `layer` whose attention it wants. Of both directions the run shown is denoising.
     """
@@ -42,10 +42,11 @@ def cell(question: Question) -> Iterator[Reply]:
         return
     _check(question, chosen, direction, shown)
     said |= {"base": BASE[direction], "tokens": _tokens(question, shown), "value": _number(shown.value)}
-    yield said, []
-    if shown.pattern is not None:
-        values = np.ascontiguousarray(shown.pattern.numpy(), np.float32)
-        yield {**said, "layer": layer, "shape": list(values.shape)}, [values.tobytes()]
+    if shown.pattern is None:
+        yield said, []
+        return
+    values = np.ascontiguousarray(shown.pattern.numpy(), np.float32)
+    yield {**said, "layer": layer, "shape": list(values.shape)}, [values.tobytes()]
 
 
 def together(question: Question) -> Iterator[Reply]:
