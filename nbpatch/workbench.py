@@ -67,6 +67,7 @@ class Workbench(PatchWidget):
         pairs: the prompts on screen; setting them runs them.
         result: the sweep on screen, finished or as far as it got; setting one that this session has run shows it.
         selection: the chosen cell, a label per axis; None for none.
+        brushed: the cells that are patched together, each as `selection`.
 
     All of them can be observed and linked like any trait of ipywidgets; `pairs` and `result` only in Python.
 
@@ -138,10 +139,11 @@ class Workbench(PatchWidget):
 
     @property
     def selected(self) -> pd.DataFrame:
-        """The rows of `result.to_frame()` that are chosen; none when nothing is."""
+        """The rows of `result.to_frame()` that are chosen or brushed; none when nothing is."""
         frame = self.result.to_frame(self._ask.metric)
         chosen = pd.Series(data=False, index=frame.index)
-        for cell in [self.selection] if self.selection else []:
+        named = [*([self.selection] if self.selection else []), *self.brushed]
+        for cell in (cell for cell in named if set(cell) <= set(frame)):
             here = pd.Series(data=True, index=frame.index)
             for axis, label in cell.items():
                 here &= frame[axis] == label
@@ -183,15 +185,15 @@ class Workbench(PatchWidget):
 
     # -- set in Python, or through a link
 
-    @traitlets.validate("selection")
+    @traitlets.validate("selection", "brushed")
     def _check_selection(self, proposal: Any) -> Any:
-        cell = proposal["value"]
-        axes = [axis for axis in self._ask.over if cell is not None and axis not in cell]
+        name, chosen = proposal["trait"].name, proposal["value"]
+        given = chosen if name == "brushed" else [chosen] if chosen is not None else []
         # What comes from the page was true there a moment ago; the map on screen may be another one by now.
-        if axes and "selection" not in self._property_lock:
-            fix = "wb.selection = {" + ", ".join(f'"{axis}": 0' for axis in self._ask.over) + "}"
-            raise PlanError("a selection names every swept axis.", where="selection", seen=f"no {axes[0]}", fix=fix)
-        return None if cell is None else dict(cell)
+        if name not in self._property_lock:
+            cells.check_named(given, self._ask.over, name)
+        copies = [dict(cell) for cell in given]
+        return copies if name == "brushed" else copies[0] if copies else None
 
     @traitlets.validate(*_CONTROLS)
     def _check_control(self, proposal: Any) -> Any:

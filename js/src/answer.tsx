@@ -13,7 +13,7 @@ export function Answer(props: { store: Store; side: Side; tokens: readonly strin
   const value = store.written(side)
   const bad = store.error.value?.field === side
   const off = !store.spec.value.can_run
-  const { views } = store.bundles.value
+  const { editor } = store.bundles.value
   const open = store.picking.value?.side === side && !off
   const commit = (input: HTMLInputElement) => store.edit(side, input.value)
   return (
@@ -52,7 +52,7 @@ export function Answer(props: { store: Store; side: Side; tokens: readonly strin
         }}
         onKeyDown={(e) => {
           e.stopPropagation()
-          if (views?.picker.key(store, side, e)) return
+          if (editor?.picker.key(store, side, e)) return
           if (e.key === 'Enter') commit(e.currentTarget)
           if (e.key === 'Escape') {
             e.currentTarget.value = value
@@ -60,7 +60,7 @@ export function Answer(props: { store: Store; side: Side; tokens: readonly strin
           }
         }}
       />
-      {open && views?.picker.list(store, side)}
+      {open && editor?.picker.list(store, side)}
     </span>
   )
 }

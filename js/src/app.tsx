@@ -36,7 +36,7 @@ interface Room {
 function App({ store, room }: { store: Store; room: Room }): Child {
   const frame = frameFor(store.width.value || GUESS, store.pair.clean_tokens, room.seen, room.font)
   const { theme, background } = room.seen
-  const { views, paths, circuit } = store.bundles.value
+  const { views, editor, paths, circuit } = store.bundles.value
   const view = store.spec.value.view ?? 'workbench'
   return (
     <div
@@ -45,10 +45,11 @@ function App({ store, room }: { store: Store; room: Room }): Child {
       data-theme={theme}
       data-view={view}
       style={background ? { '--bg': background } : {}}
-      onKeyDown={(e) => views?.menus.key(store, e)}
+      onKeyDown={(e) => editor?.menus.key(store, e)}
     >
       <style>{STYLE}</style>
       {views && <style>{views.style}</style>}
+      {editor && <style>{editor.style}</style>}
       {paths && <style>{paths.style}</style>}
       {circuit && <style>{circuit.style}</style>}
       <style>{ROOM}</style>
@@ -80,7 +81,7 @@ function one(view: string, props: ViewProps): Child {
 const Prompts = ({ store, frame }: ViewProps): Child => (
   <>
     <Strips store={store} place={{ grid: frame.grid, wrap: frame.upright }} />
-    {store.bundles.value.views?.editor({ store, frame })}
+    {store.bundles.value.editor?.editor({ store, frame })}
   </>
 )
 
@@ -96,7 +97,7 @@ const Maps = ({ store, frame }: ViewProps): Child => (
 
 /** The workbench: header, question, and what its tab shows. */
 function Whole({ store, frame }: ViewProps): Child {
-  const { views, paths, circuit } = store.bundles.value
+  const { views, editor, paths, circuit } = store.bundles.value
   const tab = store.tab.value
   const error = store.error.value
   return (
@@ -112,7 +113,7 @@ function Whole({ store, frame }: ViewProps): Child {
           <Progress store={store} />
           <div class={`main${error ? ' failed' : ''}${/^c/.test(error?.field ?? '') ? ' open' : ''}`}>
             <Maps store={store} frame={frame} />
-            {views ? views.waysOut(store) || views.inspector({ store, frame }) : <aside class="inspector" />}
+            {editor?.waysOut(store) || views?.inspector({ store, frame }) || <aside class="inspector" />}
             {views?.attention({ store, frame })}
           </div>
           <Card store={store} />
@@ -135,7 +136,8 @@ export function show(el: HTMLElement, store: Store): () => void {
     due = false
     if (gone) return
     tree = patch(el, tree, <App store={store} room={room} />)
-    for (const ask of store.bundles.value.views?.asks ?? []) ask(store)
+    const { views, editor } = store.bundles.value
+    for (const ask of [...(views?.asks ?? []), ...(editor?.asks ?? [])]) ask(store)
   }
   const soon = () => {
     if (!due) queueMicrotask(draw)

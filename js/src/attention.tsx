@@ -1,19 +1,18 @@
 // Attention of the chosen head on both runs, beside the map that led to it.
 
+import { Arcs } from './arcs'
+import { hasPatched, heardOfCell, withPatched } from './cells'
 import { type Child, h } from './dom'
 import { plain, tableNumber, visible } from './format'
+import { together } from './gestures'
 import type { Frame } from './map'
-import { Matrix, SMALL, Thumbnails, weight } from './matrix'
+import { Matrix, matrixSize, SMALL, Thumbnails, weight, weightIn } from './matrix'
+import type { Signal } from './signal'
 import type { Look, Mode, Store } from './store'
 import { Run, Select } from './ui'
 import type { Attention } from './wire'
 
-const MODES: [Mode | 'patched', string][] = [
-  ['clean', ''],
-  ['corrupted', ''],
-  ['patched', 'Attention of a patched run is not recorded yet.'],
-  ['difference', ''],
-]
+const MODES: Mode[] = ['clean', 'corrupted', 'patched', 'difference']
 
 /** From and to: under the pointer, else named by the selection, else the answer position and where it looks most. */
 function focusOf(
@@ -39,10 +38,12 @@ export function AttentionPanel({ store, frame }: { store: Store; frame: Frame })
   const look = store.look.value
   const { layer, head } = store.looking
   const wide = store.width.value >= 1100
-  const data = store.attentionOf(layer)
+  const data = withPatched(store, layer)
   const mode = store.mode.value
   const at = focusOf(store, data, head, look)
-  const modes: Mode[] = frame.narrow ? [mode] : ['clean', 'corrupted', 'difference']
+  const modes = frame.narrow ? [mode] : MODES.filter((m) => m !== 'patched' || store.spec.value.can_run)
+  const arcs = store.own('arcs', false)
+  const onLook = (next: Look) => store.lookTo(next)
   if (!data && !store.spec.value.can_run && !store.attention.value.size) return null
   return (
     <section
@@ -58,15 +59,28 @@ export function AttentionPanel({ store, frame }: { store: Store; frame: Frame })
         </h4>
         <HeadPicker store={store} />
         {data && (
-          <span class="dim">
+          <span class="dim" aria-live="polite" data-testid="nbp-attention-readout">
             from <b>{visible(store.pair.clean_tokens[at.dest] ?? '')}</b> {at.dest} to{' '}
             <b>{visible(store.pair.clean_tokens[at.src] ?? '')}</b> {at.src}
+            <span class="hidden">: {said(data, { head, ...at })}</span>
           </span>
         )}
         <span class="push" />
         <Modes store={store} />
+        <Kinds arcs={arcs} id={store.id} />
       </div>
-      {data ? (
+      {data && arcs.value && (
+        <Arcs
+          store={store}
+          frame={frame}
+          data={data}
+          head={head}
+          mode={mode === 'patched' && !hasPatched(data) ? 'clean' : mode}
+          at={at}
+          onLook={onLook}
+        />
+      )}
+      {data && arcs.value ? null : data ? (
         <div class="att-body">
           {wide && <Thumbnails store={store} theme={frame.theme} look={{ layer, head }} />}
           {modes.map((m) => (
@@ -75,18 +89,31 @@ export function AttentionPanel({ store, frame }: { store: Store; frame: Frame })
                 <span>
                   {m !== 'difference' && <Run run={m} />} {m}
                 </span>
-                <span class="dim">{tableNumber(weightIn(data, m, { head, ...at }))}</span>
+                <span class="dim">
+                  {m === 'patched' && !hasPatched(data)
+                    ? ''
+                    : tableNumber(weightIn(data, m, { head, ...at }))}
+                </span>
               </figcaption>
-              <Matrix
-                data={data}
-                head={head}
-                mode={m}
-                frame={frame}
-                at={at}
-                onLook={(next) => store.lookTo(next)}
-                count={modes.length}
-                wide={wide}
-              />
+              {m === 'patched' && !hasPatched(data) ? (
+                <p
+                  class="unpatched"
+                  style={{ width: `${matrixSize(data, frame, modes.length, wide).size}px` }}
+                >
+                  {unpatched(store)}
+                </p>
+              ) : (
+                <Matrix
+                  data={data}
+                  head={head}
+                  mode={m}
+                  frame={frame}
+                  at={at}
+                  onLook={onLook}
+                  count={modes.length}
+                  wide={wide}
+                />
+              )}
             </figure>
           ))}
         </div>
@@ -112,14 +139,52 @@ const waiting = (store: Store, layer: number): string =>
     ? `Reading the attention of layer ${layer} …`
     : `The attention of layer ${layer} is not in this page.`
 
-export const weightIn = (
-  data: Attention,
-  mode: Mode,
-  at: { head: number; dest: number; src: number },
-): number =>
-  mode === 'difference'
-    ? weight(data, 0, at) - weight(data, 1, at)
-    : weight(data, mode === 'clean' ? 0 : 1, at)
+/** Why the patched run is not shown. */
+function unpatched(store: Store): string {
+  if (together(store).length > 1) return 'Choose one cell to see its run.'
+  if (!store.chosen) return 'Choose a cell on the map to see its run.'
+  const heard = heardOfCell(store)
+  const nothing = heard && !heard.old && (heard.error || heard.told?.note)
+  return nothing ? 'There is no patched run to show.' : 'Running the patched cell …'
+}
+
+/** The weights of all runs in words. */
+const said = (data: Attention, at: { head: number; dest: number; src: number }): string =>
+  MODES.filter((m) => m !== 'difference' && (m !== 'patched' || hasPatched(data)))
+    .map((m) => `${m} ${tableNumber(weightIn(data, m, at))}`)
+    .join(', ')
+
+/** Matrices, or arcs over the prompt. */
+function Kinds({ arcs, id }: { arcs: Signal<boolean>; id: string }): Child {
+  return (
+    <div
+      class="segments"
+      role="radiogroup"
+      aria-label="Show attention as"
+      data-testid="nbp-attention-kind"
+      data-lm-suppress-shortcuts="true"
+    >
+      {['Matrix', 'Arcs'].map((name) => {
+        const on = arcs.value === (name === 'Arcs')
+        return (
+          <label key={name} class={on ? 'on' : ''}>
+            <input
+              type="radio"
+              name={`${id}k`}
+              value={name.toLowerCase()}
+              checked={on}
+              onKeyDown={(e) => e.stopPropagation()}
+              onChange={() => {
+                arcs.value = name === 'Arcs'
+              }}
+            />
+            {name}
+          </label>
+        )
+      })}
+    </div>
+  )
+}
 
 function HeadPicker({ store }: { store: Store }): Child {
   const { n_layers, n_heads } = store.spec.value.model
@@ -156,22 +221,25 @@ function Modes({ store }: { store: Store }): Child {
       data-testid="nbp-attention-mode"
       data-lm-suppress-shortcuts="true"
     >
-      {MODES.map(([mode, off]) => (
-        <label key={mode} class={`${mode === now ? 'on' : ''}${off ? ' off' : ''}`} title={off}>
-          <input
-            type="radio"
-            name={`${store.id}m`}
-            value={mode}
-            checked={mode === now}
-            disabled={!!off}
-            onKeyDown={(e) => e.stopPropagation()}
-            onChange={() => {
-              if (mode !== 'patched') store.mode.value = mode
-            }}
-          />
-          {mode}
-        </label>
-      ))}
+      {MODES.map((mode) => {
+        const off = mode === 'patched' && !store.spec.value.can_run ? 'The patched run needs Python.' : ''
+        return (
+          <label key={mode} class={`${mode === now ? 'on' : ''}${off ? ' off' : ''}`} title={off}>
+            <input
+              type="radio"
+              name={`${store.id}m`}
+              value={mode}
+              checked={mode === now}
+              disabled={!!off}
+              onKeyDown={(e) => e.stopPropagation()}
+              onChange={() => {
+                store.mode.value = mode
+              }}
+            />
+            {mode}
+          </label>
+        )
+      })}
     </div>
   )
 }
@@ -182,7 +250,7 @@ function Bars(props: { store: Store; frame: Frame; data: Attention; head: number
   const pair = store.pair
   const { gutter, col } = frame.grid
   const height = (run: number, src: number): string => `${100 * weight(data, run, { head, dest, src })}%`
-  const width = Math.max(2, Math.min(11, Math.floor(col / 3.2)))
+  const width = Math.max(2, Math.min(11, Math.floor(col / (hasPatched(data) ? 4 : 3.2))))
   return (
     <div class="looks">
       <p class="att-head">
@@ -192,6 +260,9 @@ function Bars(props: { store: Store; frame: Frame; data: Attention; head: number
         <span class="push" />
         <span class="key">
           <i class="solid" /> clean <i class="hollow" /> corrupted
+          {hasPatched(data) && ' '}
+          {hasPatched(data) && <i class="third" />}
+          {hasPatched(data) && ' patched'}
         </span>
       </p>
       <div
@@ -205,6 +276,7 @@ function Bars(props: { store: Store; frame: Frame; data: Attention; head: number
           <span key={src} class="bar-col" style={{ width: `${col}px`, '--w': `${width}px` }}>
             <i class="solid" style={{ height: height(0, src) }} />
             <i class="hollow" style={{ height: height(1, src) }} />
+            {hasPatched(data) && <i class="third" style={{ height: height(2, src) }} />}
           </span>
         ))}
       </div>

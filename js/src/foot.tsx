@@ -10,10 +10,10 @@ export function Failure({ store, frame }: ViewProps): Child {
   const error = store.error.value
   if (!error) return null
   const kept = store.onScreen.length > 0
-  const { views } = store.bundles.value
+  const { editor } = store.bundles.value
   return (
     <div class="failure" data-testid="nbp-error" role="alert">
-      {views ? views.failure({ store, frame }) : <b>{error.title}</b>}
+      {editor ? editor.failure({ store, frame }) : <b>{error.title}</b>}
       {kept && (
         <button type="button" class="button" onClick={() => store.goBack()}>
           Go back to the last finished sweep

@@ -13,7 +13,7 @@ export function Header({ store }: { store: Store }): Child {
   const spec = store.spec.value
   const now = store.shown.value.pair
   const { model } = spec
-  const menus = store.bundles.value.views?.menus
+  const menus = store.bundles.value.editor?.menus
   const turn = (by: number) => {
     const pair = now + by
     const off = pair < 0 || pair >= spec.pairs.length || !store.can({ pair })
@@ -151,7 +151,7 @@ export function Sentence({ store }: { store: Store }): Child {
           </span>
         ))}
       </p>
-      {store.bundles.value.views?.concerns(store)}
+      {store.bundles.value.editor?.concerns(store)}
     </div>
   )
 }

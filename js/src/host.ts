@@ -30,15 +30,24 @@ export interface Events {
   status(status: Status): void
   error(error: Trouble | null): void
   selection(cell: Cell | null): void
+  brushed(cells: Cell[]): void
   message(content: Dict, buffers: Buffers): void
 }
 
 export interface Host {
   /** Whether there is a kernel that can run what is missing. */
   readonly live: boolean
-  read(): { spec: Spec; status: Status; error: Trouble | null; selection: Cell | null; version: number }
+  read(): {
+    spec: Spec
+    status: Status
+    error: Trouble | null
+    selection: Cell | null
+    brushed: Cell[]
+    version: number
+  }
   send(content: Dict): void
   select(cell: Cell | null): void
+  brush(cells: Cell[]): void
   /** Calls back on every change; returns what takes the listeners off again. */
   listen(events: Events): () => void
 }
@@ -48,6 +57,7 @@ const IDLE: Status = { state: 'idle', text: '', done: 0, total: 0, gen: 0 }
 export function liveHost(model: Model): Host {
   let count = 0
   const cell = (): Cell | null => (isDict(model.get('selection')) ? (model.get('selection') as Cell) : null)
+  const brushed = (): Cell[] => (model.get('brushed') as Cell[] | undefined) ?? []
   const status = (): Status => ({ ...IDLE, ...(model.get('status') as Partial<Status>) })
   const trouble = (): Trouble | null => (model.get('error') as Trouble | null) ?? null
   return {
@@ -57,11 +67,16 @@ export function liveHost(model: Model): Host {
       status: status(),
       error: trouble(),
       selection: cell(),
+      brushed: brushed(),
       version: Number(model.get('schema_version') ?? VERSION),
     }),
     send: (content) => model.send({ v: VERSION, id: ++count, ...content }),
     select(next) {
       model.set('selection', next)
+      model.save_changes()
+    },
+    brush(cells) {
+      model.set('brushed', cells)
       model.save_changes()
     },
     listen(events) {
@@ -70,6 +85,7 @@ export function liveHost(model: Model): Host {
         ['change:status', () => events.status(status())],
         ['change:error', () => events.error(trouble())],
         ['change:selection', () => events.selection(cell())],
+        ['change:brushed', () => events.brushed(brushed())],
         [
           'msg:custom',
           (content: unknown, buffers?: Buffers) => isDict(content) && events.message(content, buffers ?? []),
@@ -91,10 +107,12 @@ export function staticHost(page: StaticDocument): Host {
       status: { ...IDLE, state: 'done' },
       error: null,
       selection: page.selection ?? null,
+      brushed: page.brushed ?? [],
       version: page.v,
     }),
     send() {},
     select() {},
+    brush() {},
     listen(events) {
       for (const map of page.maps) events.message({ v: page.v, gen: 0, ...map, type: 'map' }, [])
       for (const layer of page.attention ?? []) events.message({ v: page.v, ...layer, type: 'attention' }, [])

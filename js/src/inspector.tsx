@@ -1,19 +1,30 @@
 // Beside the map: the selected cell as a number and on its rail, the next tokens, what to be careful with.
 
+import { estimateOf, type Heard, heardTogether, type Joint } from './cells'
 import { type Child, h } from './dom'
-import { percent, plural, readNumber, visible } from './format'
+import { EstimateAgainstExact } from './estimate'
+import { plural, readNumber, visible } from './format'
+import { together } from './gestures'
+import type { Frame } from './map'
+import { NextTokens } from './next'
 import { PathButtons } from './path_buttons'
+import { SpreadOver } from './spread'
 import type { Store } from './store'
+import { Strongest } from './strongest'
 import { indexIn, reason, strongest, tokenAt, unravel, yardstick } from './table'
 import { Chip, Icon, Run } from './ui'
-import { type Cell, type HeatMap, OTHER, State } from './wire'
-import { title, wordFor } from './words'
+import { type Cell, type HeatMap, OTHER, State, type Trouble } from './wire'
+import { short, title, wordFor } from './words'
+import { Wrong } from './wrong'
 
-export function Inspector({ store }: { store: Store }): Child {
+export function Inspector({ store, frame }: { store: Store; frame: Frame }): Child {
   return (
     <aside class="inspector">
-      <Chosen store={store} />
+      {together(store).length > 1 ? <Together store={store} /> : <Chosen store={store} />}
+      <EstimateAgainstExact store={store} frame={frame} />
+      <Strongest store={store} frame={frame} />
       <NextTokens store={store} />
+      <SpreadOver store={store} />
       <Careful store={store} />
     </aside>
   )
@@ -52,7 +63,106 @@ function Chosen({ store }: { store: Store }): Child {
       </div>
       {cell && maps.length === 1 && map && <Rail map={map} cell={cell} store={store} />}
       <PathButtons store={store} cell={store.chosen} />
+      <Moved store={store} />
     </section>
+  )
+}
+
+/** What an estimate said of a cell that has an exact value by now. */
+function estimateAt(store: Store, map: HeatMap, cell: Cell): number | null {
+  const estimate = estimateOf(store, map)
+  const value = estimate?.effect[indexIn(map, cell)]
+  const exact = map.state[indexIn(map, cell)] === State.Measured
+  return estimate !== map && exact && value !== undefined && Number.isFinite(value) ? value : null
+}
+
+/** Several cells in one run, beside what they add up to one by one. */
+function Together({ store }: { store: Store }): Child {
+  const cells = together(store)
+  const heard = heardTogether(store)
+  return (
+    <section data-testid="nbp-together" aria-live="polite">
+      <h4>
+        <span>{cells.length} cells together</span>
+        <button
+          type="button"
+          class="ghost"
+          aria-label="Clear the brush"
+          title="Clear (Escape)"
+          onClick={() => store.brush([])}
+        >
+          ×
+        </button>
+      </h4>
+      <p class="note">
+        {cells.slice(0, 8).map(short).join(', ')}
+        {cells.length > 8 && ` and ${cells.length - 8} more`}
+      </p>
+      {heard?.error && <Wrong error={heard.error} />}
+      <div class={heard?.old ? 'bigs old' : 'bigs'}>
+        {store.onScreen.map((map) => (
+          <Joined
+            key={map.key.direction}
+            map={map}
+            heard={heard}
+            waits={!heard}
+            live={store.spec.value.can_run}
+          />
+        ))}
+      </div>
+    </section>
+  )
+}
+
+function Joined(props: { map: HeatMap; heard: Heard<Joint> | null; waits: boolean; live: boolean }): Child {
+  const { map, heard, waits, live } = props
+  const { by, share } = yardstick(map)
+  const [all, sum] = [heard?.told?.together, heard?.told?.sum].map(
+    (one) => one?.[map.key.direction] ?? Number.NaN,
+  )
+  const value = (v: number | undefined): string => readNumber((v ?? Number.NaN) / (share ? by : 1))
+  if (waits) return <p class="note">{live ? 'Running them together …' : 'Patching together needs Python.'}</p>
+  if (!heard?.told) return null
+  const unit = plural(map.unit, all ?? 0)
+  return (
+    <div class="big together">
+      <b>{value(all)}</b>
+      <span>
+        {share ? `of the gap ${wordFor(map.key.direction, (all ?? 0) / by)}` : unit}
+        <br />
+        single ones add up to <strong>{value(sum)}</strong>
+      </span>
+    </div>
+  )
+}
+
+/** What came of putting one cell's value into another's place. */
+function Moved({ store }: { store: Store }): Child {
+  const answer = store.answer('move')
+  const from = answer?.asked.from as Cell | undefined
+  const here = !!from && !!store.onScreen[0] && indexIn(store.onScreen[0], from) >= 0
+  if (!here && !store.waits('move')) return null
+  if (!answer) return <p class="note">Running the move …</p>
+  const error = answer.content.error as Trouble | undefined
+  if (error) return <Wrong error={error} />
+  const effects = answer.content.effects as Partial<Record<string, number | null>>
+  return (
+    <p class={store.waits('move') ? 'moved old' : 'moved'} data-testid="nbp-moved" aria-live="polite">
+      {`${answer.content.from} put into ${answer.content.to}: `}
+      {store.onScreen.map((map) => {
+        const effect = effects[map.key.direction]
+        if (effect === undefined) return null
+        if (effect === null) return 'no value.'
+        const { by, share } = yardstick(map)
+        const amount = `${readNumber(effect)} ${plural(map.unit, effect)}`.trim()
+        return (
+          <span key={map.key.direction}>
+            <b>{share ? readNumber(effect / by) : amount}</b>
+            {share && ` of the gap ${wordFor(map.key.direction, effect / by)}, ${amount}`}.{' '}
+          </span>
+        )
+      })}
+    </p>
   )
 }
 
@@ -87,6 +197,7 @@ function Rail({ map, cell, store }: { map: HeatMap; cell: Cell; store: Store }):
   const x = (v: number): string => `${(100 * (at(v) - low)) / (high - low)}%`
   const [from, to] = [Math.min(at(map.base), at(patched)), Math.max(at(map.base), at(patched))]
   const pair = store.pair
+  const guess = estimateAt(store, map, cell)
   const span = {
     left: `${(100 * (from - low)) / (high - low)}%`,
     width: `${(100 * (to - from)) / (high - low)}%`,
@@ -97,6 +208,7 @@ function Rail({ map, cell, store }: { map: HeatMap; cell: Cell; store: Store }):
       <div class="rail">
         <i class="half" style={{ left: `${(100 * (0.5 - low)) / (high - low)}%` }} />
         <i class={effect / map.gap >= 0 ? 'span pos' : 'span neg'} style={span} />
+        {guess !== null && <i class="guess" title="estimate" style={{ left: x(map.base + guess) }} />}
         <i class="end corrupted" style={{ left: x(map.corrupted) }} />
         <i class="end clean" style={{ left: x(map.clean) }} />
         <i class="end patched" style={{ left: x(patched) }} />
@@ -115,54 +227,9 @@ function Rail({ map, cell, store }: { map: HeatMap; cell: Cell; store: Store }):
         {names &&
           `logit(${visible(pair.answer[0] as string)}) − logit(${visible(pair.wrong[0] as string)}); `}
         <Run run="patched" /> patched run {readNumber(patched)}
+        {guess !== null && `; estimate ${readNumber(map.base + guess)}`}
       </p>
     </div>
-  )
-}
-
-/** The likeliest next tokens of both runs: hollow the corrupted one, solid the clean one. */
-function NextTokens({ store }: { store: Store }): Child {
-  const pair = store.pair
-  const clean = new Map(pair.clean_top)
-  const corrupted = new Map(pair.corrupted_top)
-  const names = [
-    ...new Set([...pair.answer.slice(0, 1), ...pair.wrong.slice(0, 1), ...clean.keys(), ...corrupted.keys()]),
-  ]
-  const below = (list: Map<string, number>, t: string): string =>
-    list.has(t) || !list.size
-      ? percent(list.get(t))
-      : `<${percent(Math.min(...list.values())).replace('<', '')}`
-  const most = Math.max(1e-9, ...clean.values(), ...corrupted.values())
-  const width = (p: number | undefined): string => `${(100 * (p ?? 0)) / most}%`
-  const kind = (t: string): string =>
-    pair.answer.includes(t) ? 'answer' : pair.wrong.includes(t) ? 'wrong' : ''
-  return (
-    <section data-testid="nbp-logits">
-      <h4>
-        Next token
-        <span class="key">
-          <i class="hollow" /> corrupted <i class="solid" /> clean
-        </span>
-      </h4>
-      <table class="next">
-        <tbody>
-          {names.slice(0, 6).map((t) => (
-            <tr key={t}>
-              <th scope="row">
-                <Chip text={t} /> <span class="dim">{kind(t)}</span>
-              </th>
-              <td class="bars">
-                <i class="hollow" style={{ width: width(corrupted.get(t)) }} />
-                <i class="solid" style={{ width: width(clean.get(t)) }} />
-              </td>
-              <td class="num">
-                {below(corrupted, t)} → <b>{below(clean, t)}</b> %
-              </td>
-            </tr>
-          ))}
-        </tbody>
-      </table>
-    </section>
   )
 }
 

@@ -1,14 +1,27 @@
 // How the later bundles, with the linked views, get into the page: once per page and version, whoever asks first.
 
+import type { Theme } from './colour'
 import type { Child } from './dom'
+import type { Rows } from './geometry'
 import type { Frame } from './map'
 import type { Side } from './sentence'
 import type { Store } from './store'
+import type { Table } from './table'
 
 /** What a view is drawn from. */
 export interface ViewProps {
   store: Store
   frame: Frame
+}
+/** A map's surface as it lies on the page. */
+export interface Surface {
+  store: Store
+  table: Table
+  rows: Rows
+  col: number
+  theme: Theme
+  /** Row and column under the pointer, or null beside the cells. */
+  hit(event: MouseEvent & { currentTarget: HTMLDivElement }): [row: number, col: number] | null
 }
 export type View = (props: ViewProps) => Child
 
@@ -18,6 +31,21 @@ export interface Views {
   inspector: View
   attention: View
   scatter: View
+  /** What the pointer does on a map beyond pointing, and what lies over its cells then. */
+  hold(surface: Surface): { on: Record<string, unknown>; marks: Child }
+  /** Whether a key on the map was one of a brush or a move, which is done then. */
+  keys(store: Store, table: Table, event: KeyboardEvent): boolean
+  /** Saves what is on screen without Python. */
+  save(store: Store, kind: string, near: HTMLElement): void
+  /** Called after every drawing: asks Python for what is missing. */
+  asks: ((store: Store) => void)[]
+  /** Called once per mounted widget; each returns what ends it. */
+  starts: ((store: Store, page: Document) => () => void)[]
+}
+
+/** What edits prompts and answers: editor.js. */
+export interface Editors {
+  style: string
   /** Below the token strips: what is being typed, how the prompts part, what is odd about them. */
   editor: View
   /** What is wrong with the prompts, in words. */
@@ -33,12 +61,8 @@ export interface Views {
     key(store: Store, e: KeyboardEvent): void
   }
   picker: { list(store: Store, side: Side): Child; key(store: Store, side: Side, e: KeyboardEvent): boolean }
-  /** Saves what is on screen without Python. */
-  save(store: Store, kind: string, near: HTMLElement): void
-  /** Called after every drawing: asks Python for what is missing. */
+  /** Called after every drawing. */
   asks: ((store: Store) => void)[]
-  /** Called once per mounted widget; each returns what ends it. */
-  starts: ((store: Store, page: Document) => () => void)[]
 }
 
 /** One view with its style: paths.js, circuit.js. */
@@ -49,6 +73,7 @@ export interface Later {
 
 export interface Bundles {
   views: Views
+  editor: Editors
   paths: Later
   circuit: Later
 }

@@ -69,6 +69,7 @@ function Focusable(props: {
   const where = table ? find(table, store.chosen) : null
   const onKeyDown = (event: KeyboardEvent) => {
     if (!table) return
+    if (store.bundles.value.views?.keys(store, table, event)) return
     const act = keyAct(event, {
       at: where,
       rows: table.rows.length,
@@ -153,6 +154,7 @@ function OneMap({ store, table, rows, frame, limit }: OneProps): Child {
     if (JSON.stringify(next) !== JSON.stringify(store.hover.value)) store.hover.value = next
   }
   const width = grid.col * table.cols.length
+  const held = store.bundles.value.views?.hold({ store, table, rows, col: grid.col, theme: frame.theme, hit })
   return (
     <div class="one" data-direction={direction}>
       {both && (
@@ -176,6 +178,7 @@ function OneMap({ store, table, rows, frame, limit }: OneProps): Child {
             const at = hit(e)
             if (at) store.choose(cellOf(table, ...at))
           }}
+          {...held?.on}
         >
           <Canvas scene={scene} pooled={isPooled(scene)} width={width} />
           <Ring
@@ -183,6 +186,7 @@ function OneMap({ store, table, rows, frame, limit }: OneProps): Child {
             kind={store.pinned.value ? 'ring pinned' : 'ring'}
           />
           <Ring box={ringBox(table, scene, store.hover.value)} kind="outline" />
+          {held?.marks}
         </div>
         {!frame.upright && (
           <Legend

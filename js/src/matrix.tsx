@@ -1,6 +1,7 @@
 // One attention pattern as a matrix, and all of them as thumbnails.
 
 import { penOf } from './canvas'
+import { hasPatched, withPatched } from './cells'
 import { attentionInk, css, diverging, mix, parse, pool, type Theme } from './colour'
 import { type Child, h } from './dom'
 import type { Frame } from './map'
@@ -21,12 +22,43 @@ interface At {
 export const weight = (a: Attention, run: number, { head, dest, src }: At): number =>
   a.values[((run * a.heads + head) * a.dest + dest) * a.src + src] ?? 0
 
+const RUNS = ['clean', 'corrupted', 'patched']
+
+/** Weight of one run, or clean − corrupted. */
+export const weightIn = (data: Attention, mode: Mode, at: At): number =>
+  mode === 'difference' ? weight(data, 0, at) - weight(data, 1, at) : weight(data, RUNS.indexOf(mode), at)
+
+/** Moves destination and source with the arrow keys: down and up the rows, left and right along one. */
+export function lookKeys(
+  event: KeyboardEvent,
+  at: { dest: number; src: number },
+  n: readonly [dest: number, src: number],
+  onLook: (look: Look) => void,
+): void {
+  const { key } = event
+  const steps: Record<string, readonly [number, number]> = {
+    ArrowUp: [-1, 0],
+    ArrowDown: [1, 0],
+    ArrowLeft: [0, -1],
+    ArrowRight: [0, 1],
+    Home: [0, -at.src],
+    End: [0, at.dest - at.src],
+  }
+  const step = steps[key]
+  if ((!step && key !== 'Escape') || event.ctrlKey || event.metaKey || event.altKey) return
+  event.preventDefault()
+  event.stopPropagation()
+  if (!step) return onLook({ dest: null, src: null })
+  const dest = Math.max(0, Math.min(n[0] - 1, at.dest + step[0]))
+  onLook({ dest, src: Math.max(0, Math.min(dest, n[1] - 1, at.src + step[1])) })
+}
+
 /** One head's weights, or clean − corrupted [dest × src]. */
 export function pattern(a: Attention, head: number, mode: Mode): Float32Array {
   const size = a.dest * a.src
   const of = (run: number) =>
     a.values.subarray((run * a.heads + head) * size, (run * a.heads + head + 1) * size)
-  if (mode !== 'difference') return of(mode === 'clean' ? 0 : 1)
+  if (mode !== 'difference') return of(RUNS.indexOf(mode))
   const corrupted = of(1)
   return of(0).map((v, i) => v - (corrupted[i] as number))
 }
@@ -81,13 +113,24 @@ interface MatrixProps {
   wide: boolean
 }
 
-export function Matrix({ data, head, mode, frame, at, onLook, count, wide }: MatrixProps): Child {
+/** Pixels per token, and of the whole, where `count` matrices stand side by side. */
+export function matrixSize(
+  data: Attention,
+  frame: Frame,
+  count: number,
+  wide: boolean,
+): { px: number; size: number } {
   const n = Math.max(data.dest, data.src)
   const space = frame.narrow
     ? frame.space - frame.grid.gutter
     : (frame.space - (wide ? 290 : 0) - 24 * (count - 1)) / count
   const px = Math.max(1, Math.min(14, Math.floor(space / n)))
-  const size = n > space ? space : px * n
+  return { px, size: n > space ? space : px * n }
+}
+
+export function Matrix({ data, head, mode, frame, at, onLook, count, wide }: MatrixProps): Child {
+  const n = Math.max(data.dest, data.src)
+  const { px, size } = matrixSize(data, frame, count, wide)
   const run = (canvas: HTMLCanvasElement) => {
     const pen = penOf(canvas, size, size)
     if (!pen) return
@@ -103,7 +146,15 @@ export function Matrix({ data, head, mode, frame, at, onLook, count, wide }: Mat
   }
   const step = size / n
   return (
-    <div class="matrix" style={{ width: `${size}px`, height: `${size + 16}px` }}>
+    <div
+      class="matrix"
+      style={{ width: `${size}px`, height: `${size + 16}px` }}
+      role="application"
+      tabIndex={0}
+      aria-label={`Attention, ${mode}: arrow keys choose from where to where`}
+      data-lm-suppress-shortcuts="true"
+      onKeyDown={(e) => lookKeys(e, at, [data.dest, data.src], onLook)}
+    >
       <canvas
         paint={{ when, run }}
         style={{ width: `${size}px`, height: `${size}px` }}
@@ -139,16 +190,19 @@ export function Thumbnails({
     if (!pen) return
     pen.clearRect(0, 0, width, height)
     for (const [row, layer] of layers.entries()) {
-      const data = store.attentionOf(layer)
+      const data = withPatched(store, layer)
       if (!data) continue
+      // Of the patched run one layer is here; the others show the clean one, faintly.
+      const shown = mode === 'patched' && !hasPatched(data) ? 'clean' : mode
+      pen.globalAlpha = shown === mode ? 1 : 0.3
       for (let h = 0; h < n_heads; h++) {
         const spot = { x: h * cell, y: row * cell, size: cell - 4 }
-        paint(pen, pattern(data, h, mode), [data.dest, data.src], spot, { mode, theme, gap: 0 })
+        paint(pen, pattern(data, h, shown), [data.dest, data.src], spot, { mode, theme, gap: 0 })
         bar(pen, effects, { layer, head: h }, spot, theme)
       }
     }
   }
-  const when = [store.attention.value, effects, mode, theme, width, height]
+  const when = [store.attention.value, withPatched(store, look.layer), effects, mode, theme, width, height]
   const row = layers.indexOf(look.layer)
   return (
     <div class="thumbs">

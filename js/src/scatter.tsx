@@ -3,10 +3,12 @@
 import { css, diverging } from './colour'
 import { type Child, h } from './dom'
 import { tick } from './format'
+import { together } from './gestures'
 import type { Frame } from './map'
 import type { Store } from './store'
 import { unravel, yardstick } from './table'
 import type { Cell, HeatMap } from './wire'
+import { short } from './words'
 
 const THRESHOLD = 0.1
 const SIZE = 430
@@ -32,8 +34,66 @@ export function points(restore: HeatMap, lose: HeatMap): Point[] {
   return out.sort((p, q) => p.size - q.size).slice(-MOST)
 }
 
-const short = (cell: Cell): string =>
-  [cell.layer, cell.head ?? cell.pos].filter((v) => v !== undefined).join('.')
+/** A box drawn over points, in the picture's own units. */
+interface Lasso {
+  x0: number
+  y0: number
+  x1: number
+  y1: number
+}
+
+/** Dragging over points brushes their cells, as dragging over cells does. */
+function lassoing(store: Store, all: readonly Point[], X: (v: number) => number, Y: (v: number) => number) {
+  const box = store.own<Lasso | null>('lasso', null)
+  const spot = (e: PointerEvent & { currentTarget: SVGElement }): [number, number] => {
+    const { left, top, width } = e.currentTarget.getBoundingClientRect()
+    const scale = SIZE / (width || SIZE)
+    return [(e.clientX - left) * scale, (e.clientY - top) * scale]
+  }
+  return {
+    onPointerDown(e: PointerEvent & { currentTarget: SVGElement }) {
+      if (e.button !== 0 || e.pointerType === 'touch' || !store.spec.value.can_run) return
+      const [x, y] = spot(e)
+      box.value = { x0: x, y0: y, x1: x, y1: y }
+    },
+    onPointerMove(e: PointerEvent & { currentTarget: SVGElement }) {
+      if (!box.value) return
+      e.currentTarget.setPointerCapture?.(e.pointerId)
+      const [x1, y1] = spot(e)
+      box.value = { ...box.value, x1, y1 }
+    },
+    onPointerUp() {
+      const { value } = box
+      box.value = null
+      if (!value || Math.hypot(value.x1 - value.x0, value.y1 - value.y0) < 5) return
+      const within = (v: number, a: number, b: number): boolean => v >= Math.min(a, b) && v <= Math.max(a, b)
+      const inside = all.filter(
+        (p) => within(X(p.x), value.x0, value.x1) && within(Y(p.y), value.y0, value.y1),
+      )
+      store.brush(inside.map((p) => p.cell))
+    },
+    onPointerCancel() {
+      box.value = null
+    },
+  }
+}
+
+function LassoBox({ store }: { store: Store }): Child {
+  const box = store.own<Lasso | null>('lasso', null).value
+  if (!box) return null
+  const { x0, y0, x1, y1 } = box
+  return (
+    <rect
+      class="lasso"
+      x={Math.min(x0, x1)}
+      y={Math.min(y0, y1)}
+      width={Math.abs(x1 - x0)}
+      height={Math.abs(y1 - y0)}
+    />
+  )
+}
+
+const heads = (n: number): string => `${n} ${n === 1 ? 'head' : 'heads'}`
 
 export function Quadrants({ store, frame }: { store: Store; frame: Frame }): Child {
   const [restore, lose] = store.onScreen
@@ -48,6 +108,8 @@ export function Quadrants({ store, frame }: { store: Store; frame: Frame }): Chi
   const ticks = [0, 0.25, 0.5, 0.75, 1].filter((v) => v < high)
   const both = all.filter((p) => p.x >= THRESHOLD && p.y >= THRESHOLD).length
   const only = all.filter((p) => p.x >= THRESHOLD && p.y < THRESHOLD).length
+  const lost = all.filter((p) => p.x < THRESHOLD && p.y >= THRESHOLD).length
+  const brushed = new Set(together(store).map((cell) => JSON.stringify(cell)))
   const selected = JSON.stringify(store.hover.value ?? store.chosen)
   const [right, top, edge] = [SIZE - PAD.right, PAD.top, X(THRESHOLD)]
   return (
@@ -56,6 +118,7 @@ export function Quadrants({ store, frame }: { store: Store; frame: Frame }): Chi
       viewBox={`0 0 ${SIZE} ${SIZE}`}
       role="img"
       aria-label="Share restored against share lost, one point per head"
+      {...lassoing(store, all, X, Y)}
     >
       <rect class="area" x={edge} y={top} width={right - edge} height={Y(THRESHOLD) - top} />
       <path class="axis" d={`M${PAD.left} ${top}V${SIZE - PAD.bottom}H${right}`} />
@@ -81,13 +144,29 @@ export function Quadrants({ store, frame }: { store: Store; frame: Frame }): Chi
         sufficient and necessary
       </text>
       <text class="quadrant thin" x={edge + 6} y={top + 28}>
-        {both} {both === 1 ? 'head' : 'heads'}
+        {heads(both)}
       </text>
-      <text class="quadrant thin" x={right - 6} y={Y(THRESHOLD) + 15} text-anchor="end">
-        sufficient, not necessary: {only}
+      <text class="quadrant" x={right - 6} y={Y(THRESHOLD) + 15} text-anchor="end">
+        sufficient, not necessary
+      </text>
+      <text class="quadrant thin" x={right - 6} y={Y(THRESHOLD) + 29} text-anchor="end">
+        {heads(only)}: a backup can replace it (OR)
+      </text>
+      <text class="quadrant" transform={`translate(${edge - 19} ${top + 4}) rotate(-90)`} text-anchor="end">
+        necessary, not sufficient
+      </text>
+      <text
+        class="quadrant thin"
+        transform={`translate(${edge - 6} ${top + 4}) rotate(-90)`}
+        text-anchor="end"
+      >
+        {heads(lost)}: works with others (AND)
+      </text>
+      <text x={edge + 4} y={SIZE - PAD.bottom - 6}>
+        threshold {tick(THRESHOLD).replace('+', '')}0
       </text>
       {all.map((p, i) => {
-        const on = JSON.stringify(p.cell) === selected
+        const on = JSON.stringify(p.cell) === selected || brushed.has(JSON.stringify(p.cell))
         const strong = p.size >= THRESHOLD
         return (
           <g key={short(p.cell)} class="point" onClick={() => store.choose(p.cell)}>
@@ -117,6 +196,7 @@ export function Quadrants({ store, frame }: { store: Store; frame: Frame }): Chi
           </g>
         )
       })}
+      <LassoBox store={store} />
     </svg>
   )
 }

@@ -4,7 +4,7 @@ import type { View } from './sentence'
 import { strongest, unravel } from './table'
 import { type HeatMap, type Label, OTHER, type Spec } from './wire'
 
-export type Mode = 'clean' | 'corrupted' | 'difference'
+export type Mode = 'clean' | 'corrupted' | 'patched' | 'difference'
 export interface Shown extends View {
   pair: number
 }

@@ -48,10 +48,14 @@ export class Store extends Typing {
   readonly status: Signal<Status>
   readonly error: Signal<Trouble | null>
   readonly selection: Signal<Cell | null>
+  /** Cells that are patched together. */
+  readonly brushed: Signal<Cell[]>
   readonly hover = this.cell<Cell | null>(null)
   readonly pinned = this.cell(false)
   readonly shown: Signal<Shown>
   readonly maps = this.cell<ReadonlyMap<string, HeatMap>>(new Map())
+  /** The estimates that exact values took the place of, or will. */
+  readonly estimates = this.cell<ReadonlyMap<string, HeatMap>>(new Map())
   readonly attention = this.cell<ReadonlyMap<string, Attention>>(new Map())
   readonly tab = this.cell<Tab>('sweep')
   readonly mode = this.cell<Mode>('clean')
@@ -101,6 +105,7 @@ export class Store extends Typing {
     this.status = this.cell(now.status)
     this.error = this.cell(now.error)
     this.selection = this.cell(now.selection)
+    this.brushed = this.cell(now.brushed)
     this.shown = this.cell(shownOf(now.spec))
     if (now.version > VERSION) this.warnNewer(now.version)
     this.close = host.listen({
@@ -108,10 +113,12 @@ export class Store extends Typing {
       status: (status) => this.onStatus(status),
       error: (error) => this.onError(error),
       selection: (cell) => this.onSelection(cell),
+      brushed: (cells) => this.brush(cells, false),
       message: (content, buffers) => this.onMessage(content, buffers),
     })
     host.send({ type: 'need' })
     this.need('views')
+    if (host.live && now.spec.can_run) this.need('editor')
   }
 
   // ---- from Python
@@ -120,6 +127,7 @@ export class Store extends Typing {
     const before = this.spec.value
     if (prompts(before) !== prompts(spec)) {
       this.maps.value = new Map()
+      this.estimates.value = new Map()
       this.attention.value = new Map()
       this.asked.clear()
       this.forget()
@@ -172,6 +180,7 @@ export class Store extends Typing {
   private onMap(map: HeatMap | null): void {
     if (!map || map.gen < this.newest) return
     this.newest = map.gen
+    if (map.estimate) this.estimates.value = new Map(this.estimates.value).set(mapName(map.key), map)
     this.maps.value = new Map(this.maps.value).set(mapName(map.key), map)
   }
 
@@ -260,7 +269,15 @@ export class Store extends Typing {
     if (!cell) this.pinned.value = false
     const head = headNumber(cell?.head, this.spec.value)
     if (typeof cell?.layer === 'number' && head !== null) this.head.value = { layer: cell.layer, head }
-    if (tell) this.host.select(cell)
+    if (!tell) return
+    this.host.select(cell)
+    this.brush([])
+  }
+
+  brush(cells: Cell[], tell = true): void {
+    if (!cells.length && !this.brushed.value.length) return
+    this.brushed.value = cells
+    if (tell) this.host.brush(cells)
   }
 
   /** Shows a head's attention; where the map is over heads, its cell becomes the selection. */

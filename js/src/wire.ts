@@ -114,6 +114,8 @@ export interface HeatMap {
   clean: number
   corrupted: number
   final: boolean
+  /** Whether its numbers are estimates of what a sweep will find. */
+  estimate?: boolean
   effect: Float32Array
   state: Uint8Array
 }
@@ -134,6 +136,7 @@ export interface StaticDocument {
   maps: Dict[]
   attention?: Dict[]
   selection?: Cell | null
+  brushed?: Cell[]
 }
 
 export type Dict = Record<string, unknown>

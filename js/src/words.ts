@@ -32,3 +32,12 @@ export function readout(maps: readonly HeatMap[], cell: Cell, pair: Pair): strin
 }
 
 export const title = (cell: Cell): string => capital(place(cell))
+
+/** "4.2 at 19": a cell in the least words, for labels and tables. */
+export function short(cell: Cell): string {
+  const unit = cell.head ?? cell.neuron
+  const at = cell.pos ?? cell.dest ?? cell.label
+  const name = [cell.layer, unit].filter((v) => v !== undefined).join('.')
+  const where = at === undefined ? '' : cell.layer === undefined ? String(at) : ` at ${at}`
+  return `${name}${where}${cell.src === undefined ? '' : ` to ${cell.src}`}`
+}

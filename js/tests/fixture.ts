@@ -131,6 +131,7 @@ export function fakeModel(first: Dict = {}): Fake {
   const data: Dict = {
     spec: spec(),
     selection: null,
+    brushed: [],
     status: { state: 'idle', gen: 0 },
     error: null,
     schema_version: 1,

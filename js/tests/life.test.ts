@@ -47,11 +47,11 @@ describe('attention', () => {
     expect(of('attention').filter((m) => m.layer === 1)).toHaveLength(1)
     model.post({ ...ATTENTION, layer: 1 }, [weights().buffer as ArrayBuffer])
     await settle()
-    expect(get('nbp-attention').querySelectorAll('figure')).toHaveLength(3)
+    expect(get('nbp-attention').querySelectorAll('figure')).toHaveLength(4)
     get('nbp-attention-mode').querySelector<HTMLInputElement>('[value=difference]')?.click()
     await settle()
     expect(get('nbp-attention').dataset.mode).toBe('difference')
-    expect(get('nbp-attention-mode').querySelector<HTMLInputElement>('[value=patched]')?.disabled).toBe(true)
+    expect(get('nbp-attention-mode').querySelector<HTMLInputElement>('[value=patched]')?.disabled).toBe(false)
   })
 
   it('follows the selected head', async () => {
@@ -88,7 +88,7 @@ it('leaves no listener, observer or timer behind', async () => {
   vi.spyOn(window, 'matchMedia').mockReturnValue(query as unknown as MediaQueryList)
   const timers = vi.spyOn(globalThis, 'setInterval')
   await mount()
-  expect(model.count()).toBe(5)
+  expect(model.count()).toBe(6)
   expect(get('nbp-root').dataset.theme).toBe('dark')
   cleanup()
   await settle()

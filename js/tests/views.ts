@@ -1,9 +1,11 @@
 // The later bundles are there from the start, as on a page that has shown a widget before.
 import { bundle as circuit } from '../src/circuit_tab'
+import { bundle as editor } from '../src/editor_tab'
 import { keep } from '../src/load'
 import { bundle as paths } from '../src/paths_tab'
 import { bundle as views } from '../src/views'
 
 keep('views', Promise.resolve(views))
+keep('editor', Promise.resolve(editor))
 keep('paths', Promise.resolve(paths))
 keep('circuit', Promise.resolve(circuit))

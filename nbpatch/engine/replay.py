@@ -88,9 +88,12 @@ class Batch:
 
 
 def replay(
-    wave: Sequence[Cell], plan: Plan, runs: BaseRuns, model: Model
+    wave: Sequence[Cell], plan: Plan, runs: BaseRuns, model: Model, *, watch: Sequence[Hook] = ()
 ) -> Iterator[tuple[Batch, Float[Tensor, "row d_vocab"]]]:
     """Yields the answer logits of every run of a wave, batch by batch.
+
+    Args:
+        watch: hooks that look at the patched runs and leave them as they are.
 
     Raises:
         PatchNotApplied: a patch did not fire exactly once, or not with the planned shape.
@@ -104,7 +107,7 @@ def replay(
         own = runs.noise if base == "corrupted" else {}
         noised = {row: own[int(pair)] for row, pair in enumerate(batch.pairs) if own}
         with model.lock, noising(model.bridge.original_model, noised):
-            logits = model.answer_logits(ids, [writer.hook() for writer in writers])
+            logits = model.answer_logits(ids, [*(writer.hook() for writer in writers), *watch])
         for writer in writers:
             writer.check()
         yield batch, logits.float().cpu()

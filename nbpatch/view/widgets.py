@@ -16,7 +16,7 @@ from nbpatch.view.payload import VERSION, Message
 
 STATIC = Path(__file__).parent / "static"
 BUNDLE = STATIC / "workbench.js"
-LATER = ("views", "paths", "circuit")
+LATER = ("views", "editor", "paths", "circuit")
 """The bundles that the page asks for when it needs them; they are in no widget's state."""
 
 Handler = Callable[[Message], None]
@@ -28,6 +28,7 @@ class PatchWidget(anywidget.AnyWidget):
     Attributes:
         spec: the controls and prompts, Python → page.
         selection: the chosen cell, a label per axis, both ways; None for none.
+        brushed: cells chosen together, both ways.
         status: what is running, Python → page.
         error: what is wrong with what was asked, Python → page; None for nothing.
         base64_buffers: send numbers as text, for hosts that lose binary buffers.
@@ -37,6 +38,7 @@ class PatchWidget(anywidget.AnyWidget):
 
     spec: Any = traitlets.Dict().tag(sync=True)
     selection: Any = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
+    brushed: Any = traitlets.List().tag(sync=True)
     status: Any = traitlets.Dict().tag(sync=True)
     error: Any = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
     schema_version = traitlets.Int(VERSION).tag(sync=True)
