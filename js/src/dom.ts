@@ -33,6 +33,7 @@ interface Attributes<E> {
   onMouseLeave?: On<MouseEvent, E>
   onKeyDown?: On<KeyboardEvent, E>
   onChange?: On<Event, E>
+  onClose?: On<Event, E>
   onBlur?: On<FocusEvent, E>
   onFocusOut?: On<FocusEvent, E>
   [name: string]: unknown

@@ -1,6 +1,7 @@
 // The top of the widget: pairs, model, export; the sentence; the facts.
 
 import { type Child, Fragment, h } from './dom'
+import { lensOf } from './lens'
 import { facts, type Part, type Side, sentence } from './sentence'
 import type { Store, Tab } from './store'
 import { Chip, Icon } from './ui'
@@ -46,6 +47,7 @@ export function Header({ store }: { store: Store }): Child {
         </span>
       </span>
       <Export store={store} />
+      {store.bundles.value.views?.tools?.corner({ store })}
     </header>
   )
 }
@@ -86,6 +88,7 @@ const KINDS: Record<string, string> = {
   png: 'Picture (PNG)',
   svg: 'Drawing (SVG)',
   csv: 'Numbers (CSV)',
+  nc: 'Whole result (netCDF)',
   html: 'Page that works offline (HTML)',
   python: 'Copy as Python',
   magic: 'Copy as %%patch cell',
@@ -95,7 +98,8 @@ function Export({ store }: { store: Store }): Child {
   const choose = (kind: string, near: HTMLElement) => {
     const box = near.closest('details')
     if (box) box.open = false
-    if (store.host.live) store.host.send({ type: 'export', kind })
+    // A drawing is of this screen, with its order of rows and its colours, which Python does not know.
+    if (store.host.live && kind !== 'svg') store.host.send({ type: 'export', kind })
     else store.bundles.value.views?.save(store, kind, near)
   }
   return (
@@ -128,6 +132,7 @@ export function Sentence({ store }: { store: Store }): Child {
   const shown = store.shown.value
   const spec = store.spec.value
   const pair = store.pair
+  const { minus } = lensOf(store)
   const parts = sentence(shown, pair, spec)
   const sides = parts.flatMap((p) => (p.kind === 'token' ? [p.side] : []))
   const rest = (['answer', 'wrong'] as Side[]).filter((side) => !sides.includes(side))
@@ -140,6 +145,7 @@ export function Sentence({ store }: { store: Store }): Child {
       </p>
       <p class="facts">
         {facts(shown, pair, spec)}
+        {minus && <span class="minus"> The map shows this minus {minus}.</span>}
         {rest.map((side) => (
           <span key={side} class="rest">
             {' '}

@@ -1,8 +1,11 @@
 // How the later bundles, with the linked views, get into the page: once per page and version, whoever asks first.
 
+import type { Scale } from './colour'
 import type { Child } from './dom'
+import type { ToolAct } from './keys'
 import type { Frame } from './map'
 import type { Store } from './store'
+import type { HeatMap } from './wire'
 
 /** What a view is drawn from. */
 export interface ViewProps {
@@ -11,12 +14,36 @@ export interface ViewProps {
 }
 export type View = (props: ViewProps) => Child
 
+/** How the map on screen is shown: what of it, in which order, in which colours, how large. */
+export interface Lens {
+  /** What is drawn: the maps of the controls, or their difference from other ones. */
+  maps: readonly HeatMap[]
+  /** Rows in order, by their numbers in the map; null for all of them as they are. */
+  order: readonly number[] | null
+  scale: Scale
+  zoom: number
+  square: boolean
+  /** What is subtracted, in words; "" for nothing. */
+  minus: string
+}
+
+/** Around the map: the row of tools under it, two buttons in the header, and what keys do there. */
+export interface Tools {
+  row: View
+  corner(props: { store: Store }): Child
+  lens(store: Store): Lens
+  act(store: Store, act: ToolAct, near: HTMLElement): void
+  /** Ctrl or Cmd with the wheel, over a map. */
+  wheel(store: Store, event: WheelEvent & { currentTarget: HTMLElement }): void
+}
+
 /** What hangs on the map: views.js. */
 export interface Views {
   style: string
   inspector: View
   attention: View
   scatter: View
+  tools?: Tools
   /** Saves what is on screen without Python. */
   save(store: Store, kind: string, near: HTMLElement): void
   /** Called after every drawing: asks Python for what is missing. */

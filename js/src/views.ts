@@ -7,12 +7,15 @@ import type { Views } from './load'
 import { handExports, saveHere } from './save'
 import { Quadrants } from './scatter'
 import side from './side.css?inline'
+import { tools } from './tools'
+import toolbar from './tools.css?inline'
 
 export const bundle: Views = {
-  style: [side, attention].join(''),
+  style: [side, attention, toolbar].join(''),
   inspector: Inspector,
   attention: AttentionPanel,
   scatter: Quadrants,
+  tools,
   save: saveHere,
   asks: [askForAttention],
   starts: [handExports],

@@ -44,7 +44,7 @@ function scene(map: HeatMap, more: Partial<Scene> = {}): Scene {
     rows: rowsOf(table, false),
     grid: { col: 40 },
     theme: 'light',
-    limit: 1,
+    scale: { limit: 1, log: false },
     numbers: true,
     font: 'x',
     background: '#fff',
