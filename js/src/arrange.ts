@@ -61,10 +61,7 @@ export function wholeTable(store: Store, maps: readonly HeatMap[]): Table | null
 const KEPT = 0.98
 
 export function scaleOf(maps: readonly HeatMap[], kind: Tooling['scale']): Scale {
-  const whole = limitOf(
-    shares(maps),
-    maps.every((m) => m.final),
-  )
+  const whole = widest(maps)
   if (kind === 'clipped') {
     const sizes = Float64Array.from(
       [...shares(maps)].filter((s) => Number.isFinite(s) && s !== 0).map(Math.abs),
@@ -77,6 +74,15 @@ export function scaleOf(maps: readonly HeatMap[], kind: Tooling['scale']): Scale
   }
   const n = beyond(maps, whole)
   return { limit: whole, log: kind === 'log', note: n ? `${n} beyond` : '' }
+}
+
+/** The limit of the maps; a difference of shares may well be twice the gap. */
+function widest(maps: readonly HeatMap[]): number {
+  const limit = limitOf(
+    shares(maps),
+    maps.every((m) => m.final),
+  )
+  return maps.some((m) => m.parts) && beyond(maps, limit) ? 2 : limit
 }
 
 // ---- rows
@@ -232,7 +238,8 @@ export function difference(one: HeatMap, other: HeatMap): HeatMap {
   const [a, b] = [yardstick(one).by, yardstick(other).by]
   const effect = one.effect.map((v, i) => v / a - (other.effect[i] as number) / b)
   const state = one.state.map((s, i) => joined(s, other.state[i] as number))
-  return { ...one, effect, state, gap: 1, unit: '', parts: [one, other] }
+  const { best: _, ...rest } = one
+  return { ...rest, effect, state, gap: 1, unit: '', parts: [one, other] }
 }
 
 function joined(a: number, b: number): number {

@@ -1,7 +1,7 @@
 // A canvas that is painted anew whenever what it shows, or the screen's pixel ratio, changes.
 
 import { type Child, h } from './dom'
-import { drawMap, drawPooled, type Part, type Pen, type Scene } from './draw'
+import { drawMap, type Part, type Pen, raster, type Scene } from './draw'
 
 /** Sizes a canvas for the screen and returns its pen in CSS pixels; null where there is none (no 2-D context). */
 export function penOf(
@@ -33,7 +33,7 @@ export function Canvas({ scene, pooled, width, part }: Sheet): Child {
     const pen = penOf(canvas, all.w, all.h)
     if (!pen) return
     pen.translate(-all.x, -all.y)
-    if (pooled) drawPooled(pen as Pen, scene, width, all)
+    if (pooled) paintRaster(pen, scene, width, all)
     else drawMap(pen as Pen, scene, all)
   }
   const { table, rows, grid, theme, scale, numbers, font } = scene
@@ -42,6 +42,23 @@ export function Canvas({ scene, pooled, width, part }: Sheet): Child {
   const when = [table.map, table.start, rows.height, grid.col, x, y, w, tall, ...look]
   const style = { width: `${w}px`, height: `${tall}px`, transform: `translate(${x}px,${y}px)` }
   return <canvas paint={{ when, run }} style={style} />
+}
+
+/** Puts the colours of a large map on the page: a line of pixels stretched over each row that is in sight. */
+function paintRaster(pen: CanvasRenderingContext2D, scene: Scene, width: number, seen: Part): void {
+  const { rows } = scene
+  const small = raster(scene, width)
+  const sheet = pen.canvas.ownerDocument.createElement('canvas')
+  const [w, h] = [small.width, small.height]
+  if (!h) return
+  Object.assign(sheet, { width: w, height: h })
+  sheet.getContext('2d')?.putImageData(new ImageData(small.data, w, h), 0, 0)
+  pen.clearRect(seen.x, seen.y, seen.w, seen.h)
+  pen.imageSmoothingEnabled = false
+  rows.top.forEach((top, r) => {
+    if (top + rows.height > seen.y && top < seen.y + seen.h)
+      pen.drawImage(sheet, 0, r, w, 1, 0, top, width, rows.height)
+  })
 }
 
 /** Canvases larger than this, in pixels, are refused by some browsers and slow in all. */

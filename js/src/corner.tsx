@@ -13,7 +13,7 @@ const GROUPS: [string, [keys: string, does: string][]][] = [
     [
       ['← ↑ → ↓', 'move the selection'],
       ['Home End', 'first and last column; with Ctrl, first and last cell'],
-      ['Page ↑ Page ↓', 'five rows up or down'],
+      ['PageUp PageDown', 'five rows up or down'],
       ['Enter', 'pin the selection'],
       ['Escape', 'clear the selection'],
       ['d', 'denoise, noise, both'],

@@ -116,6 +116,8 @@ function children(parent: Element, old: readonly VNode[], next: readonly VNode[]
 }
 
 function update(parent: Element, old: VNode | undefined, node: VNode, later: Later): void {
+  // A node that was kept, not made anew, is on the page as it is.
+  if (old === node) return
   const page = parent.ownerDocument
   if (node.tag === TEXT || node.tag === HOLE) {
     node.el = old?.el ?? page.createTextNode('')

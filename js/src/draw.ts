@@ -167,30 +167,44 @@ function hatch(
 
 const SHADES = 256
 
-/** A map with more cells than pixels: one pixel per block, the strongest cell of each. */
-export function drawPooled(pen: Pen, scene: Scene, width: number, part?: Part): void {
-  const { table, rows, theme } = scene
-  const by = yardstick(table.map).by
-  const shape = [table.rows.length, table.cols.length] as const
-  const out = [Math.min(shape[0], Math.floor(rows.total)), Math.min(shape[1], Math.floor(width))] as const
-  const values = new Float32Array(shape[0] * shape[1])
-  for (let r = 0; r < shape[0]; r++)
-    for (let c = 0; c < shape[1]; c++)
-      values[r * shape[1] + c] = (table.map.effect[at(table, r, c)] as number) / by
-  const kept = pool(values, shape, out)
-  const h = rows.total / out[0]
-  const w = width / out[1]
-  const shades = Array.from({ length: 2 * SHADES + 1 }, (_, i) => css(diverging(i / SHADES - 1, theme)))
-  const { x: left, y: top, w: wide, h: tall } = part ?? { x: 0, y: 0, w: width, h: rows.total }
-  kept.forEach((index, i) => {
-    const [x, y] = [(i % out[1]) * w, Math.floor(i / out[1]) * h]
-    if (x + w < left || x > left + wide || y + h < top || y > top + tall) return
-    const value = values[index] ?? Number.NaN
-    const shade = Math.round(SHADES * (1 + Math.max(-1, Math.min(1, tone(value, scene.scale)))))
-    pen.fillStyle = shades[shade] ?? (TOKENS[theme].bg2 as string)
-    pen.fillRect(x, y, w, h)
-  })
+/** A map as pixels, one line for each row. */
+export interface Raster {
+  width: number
+  height: number
+  data: Uint8ClampedArray<ArrayBuffer>
 }
 
-export const isPooled = (scene: Pick<Scene, 'grid' | 'rows'>): boolean =>
-  scene.grid.col < 2 || scene.rows.height < 2
+/**
+ * The colours of a large map: one pixel per cell, or where there are more columns than pixels one per block, of its
+ * strongest cell, so that a single strong cell never disappears.
+ */
+export function raster(scene: Scene, width: number): Raster {
+  const { table, theme } = scene
+  const by = yardstick(table.map).by
+  const [height, cols] = [table.rows.length, table.cols.length]
+  const wide = Math.max(1, Math.min(cols, Math.floor(width)))
+  const shades = Array.from({ length: 2 * SHADES + 1 }, (_, i) => diverging(i / SHADES - 1, theme))
+  const none = parse(TOKENS[theme].bg2 as string)
+  const empty = parse(TOKENS[theme].bg as string)
+  const data = new Uint8ClampedArray(4 * wide * height)
+  const line = new Float32Array(cols)
+  for (let r = 0; r < height; r++) {
+    for (let c = 0; c < cols; c++) line[c] = (table.map.effect[at(table, r, c)] as number) / by
+    const kept = pool(line, [1, cols], [1, wide])
+    for (let x = 0; x < wide; x++) {
+      const c = kept[x] as number
+      const value = line[c] as number
+      const shade = Math.round(SHADES * (1 + Math.max(-1, Math.min(1, tone(value, scene.scale)))))
+      const state = table.map.state[at(table, r, c)]
+      const blank = state === State.Exact || state === State.NotRun
+      data.set([...(blank ? empty : (shades[shade] ?? none)), 255], 4 * (r * wide + x))
+    }
+  }
+  return { width: wide, height, data }
+}
+
+/** Cells from which on a map is painted as a raster: they are too small for numbers and marks. */
+const MANY = 20_000
+
+export const isPooled = (scene: Scene): boolean =>
+  scene.grid.col < 2 || (!scene.numbers && scene.table.rows.length * scene.table.cols.length > MANY)

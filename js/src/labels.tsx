@@ -10,6 +10,7 @@ import { indexIn, type Table, yardstick } from './table'
 import { TokenText } from './ui'
 import { type HeatMap, type Pair, State } from './wire'
 
+const LINE = 12
 const POSITIONS = /^(pos|src|dest)$/
 
 /** Names over the columns: upright tokens where the strips are wrapped, numbers for axes that are no positions. */
@@ -26,21 +27,29 @@ export function Columns(props: {
   const tokens = POSITIONS.test(table.col)
   if (col < 10 || (tokens && !upright && !own)) return null
   const pair = store.pair
+  const letters = Math.max(...table.cols.map((label) => String(label).length))
+  const every = Math.ceil((7 * letters + 4) / col)
   return (
     <div class={`columns${tokens && upright ? ' tokens' : ''}`} aria-hidden="true">
       {!tokens && <span class="axis">{table.col}</span>}
-      {table.cols.map((label) => {
-        const differs = tokens && pair.differs.includes(Number(label))
+      {table.cols.map((label, c) => {
         const on = cell?.[table.col] === label
-        return (
-          <span
-            key={label}
-            class={`${on ? 'on' : ''}${differs ? ' differs' : ''}`}
-            style={{ width: `${col}px` }}
-            title={tokens ? full(pair, Number(label)) : ''}
-          >
-            {tokens ? <span class={upright ? 'up' : ''}>{name(pair, Number(label))}</span> : label}
-          </span>
+        const which = `column ${table.map.key.direction} ${c} ${on}`
+        return store.once(which, [pair, table, col, upright], () =>
+          tokens ? (
+            <span
+              key={label}
+              class={`${on ? 'on' : ''}${pair.differs.includes(Number(label)) ? ' differs' : ''}`}
+              style={{ width: `${col}px` }}
+              title={full(pair, Number(label))}
+            >
+              <span class={upright ? 'up' : ''}>{name(pair, Number(label))}</span>
+            </span>
+          ) : (
+            <span key={label} class={on ? 'on' : ''} style={{ width: `${col}px` }}>
+              {c % every === 0 || on ? label : ''}
+            </span>
+          ),
         )
       })}
     </div>
@@ -58,19 +67,21 @@ export function RowNames(props: { store: Store; table: Table; rows: Rows; narrow
   const { store, table, rows, narrow } = props
   const cell = store.hover.value ?? store.chosen
   const [first, second] = table.rowAxes
-  const sparse = rows.height < 12
+  // Low rows have a name only now and then, taller than the row itself.
+  const each = Math.ceil(LINE / rows.height)
+  const high = Math.max(LINE, rows.height)
   return (
     <div class="rownames" aria-hidden="true">
       {table.rows.map((row, r) => {
         const on = table.rowAxes.every((axis) => cell?.[axis] === row[axis])
         const start = r === 0 || table.rows[r - 1]?.[first as string] !== row[first as string]
         const style = {
-          top: `${rows.top[r]}px`,
-          height: `${rows.height}px`,
-          'line-height': `${rows.height}px`,
+          top: `${(rows.top[r] as number) - (high - rows.height) / 2}px`,
+          height: `${high}px`,
+          'line-height': `${high}px`,
         }
         if (second === undefined) {
-          if (sparse && r % 4) return null
+          if (r % each) return null
           return (
             <span
               key={r}

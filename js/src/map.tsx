@@ -32,7 +32,7 @@ export function HeatMaps({ store, frame }: { store: Store; frame: Frame }): Chil
   const tables = tablesOf(store, lens)
   const first = tables[0]
   const col = first ? columnWidth(first, frame, lens, tables.length > 1) : 0
-  const side = lens.square ? col : undefined
+  const side = lens.square ? Math.max(LOWEST, col) : undefined
   const times = Math.max(1, lens.zoom)
   const rows = store.once('rows', [first, frame.narrow, times, side], () =>
     first ? rowsOf(first, frame.narrow, { times, side }) : null,
@@ -135,6 +135,9 @@ function Focusable(props: {
     </div>
   )
 }
+
+/** Rows are never lower than this: each keeps a pixel of its own. */
+const LOWEST = 3
 
 /** Rows in view are never taller than a screen. */
 const TALLEST = 2000

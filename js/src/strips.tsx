@@ -59,16 +59,19 @@ function Strip({ store, side, chosen }: { store: Store; side: Side; chosen: numb
       </span>
       <div class={`over${bad ? ' bad' : ''}`}>
         <div class="row" data-testid={`nbp-tokens-${side}`}>
-          {tokens.map((text, i) => (
-            <Token
-              key={i}
-              text={text}
-              pos={i}
-              differs={pair.differs.includes(i)}
-              bos={i === 0 && pair.has_bos}
-              on={chosen.includes(i)}
-            />
-          ))}
+          {tokens.map((text, i) => {
+            const on = chosen.includes(i)
+            return store.once(`${side}${i}${on}`, [pair], () => (
+              <Token
+                key={i}
+                text={text}
+                pos={i}
+                differs={pair.differs.includes(i)}
+                bos={i === 0 && pair.has_bos}
+                on={on}
+              />
+            ))
+          })}
         </div>
         <Prompt store={store} side={side} pair={pair} />
       </div>

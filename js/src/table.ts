@@ -119,6 +119,7 @@ export function unravel(map: HeatMap, index: number): Cell {
 
 /** Flat index of the largest |effect|, 0 when there is none. */
 export function strongest(map: HeatMap): number {
+  if (map.best !== undefined) return map.best
   let best = 0
   let most = -1
   map.effect.forEach((v, i) => {
@@ -127,6 +128,7 @@ export function strongest(map: HeatMap): number {
       best = i
     }
   })
+  map.best = best
   return best
 }
 

@@ -51,7 +51,8 @@ function Sort({ store, table }: { store: Store; table: Table }): Child {
     ...more.map((axis) => ({ value: axis, label: axis })),
   ]
   options.push({ value: 'strongest', label: 'strongest effect' })
-  if (/^(pos|src)$/.test(table.col)) options.push({ value: 'place', label: 'position of it' })
+  if (/^(pos|src)$/.test(table.col))
+    options.push({ value: 'place', label: first === 'dest' ? 'position looked at' : 'position' })
   const { sort } = toolsOf(store).value
   const one = table.rows.length < 2
   return (
