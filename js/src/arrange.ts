@@ -102,6 +102,8 @@ const WORDS: Record<string, string> = {
 }
 const SIZE = /(?:\|?effect\|?\s*|share\s*)?(?:≥|>=|>)\s*(\d*\.?\d+)/g
 
+const LIST = '(?:kv)?\\d+(?:\\s*[-–,]\\s*(?:kv)?\\d+)*'
+
 /** Reads "layers 2-3", "head 4", "≥ .1", together or alone; a number alone is about the first axis of the rows. */
 export function readFilter(text: string, table: Table, pair: Pair): Filter {
   let left = text.trim().toLowerCase()
@@ -111,18 +113,19 @@ export function readFilter(text: string, table: Table, pair: Pair): Filter {
     return ' '
   })
   const wanted: [axis: string, test: (label: Label) => boolean][] = []
-  for (const [i, axis] of table.rowAxes.entries()) {
-    const names = `(?:${WORDS[axis] ?? axis})s?${i === 0 ? '|' : ''}`
-    const pattern = new RegExp(
-      `(?<![\\w.])(?:${names})[ :=]*((?:kv)?\\d+(?:\\s*[-–,]\\s*(?:kv)?\\d+)*)(?![\\w.])`,
-      'g',
-    )
-    left = left.replace(pattern, (_, list: string) => {
+  for (const axis of table.rowAxes) {
+    const name = `(?<![\\w.])(?:${WORDS[axis] ?? axis})s?[ :=]*(${LIST})(?![\\w.])`
+    left = left.replace(new RegExp(name, 'g'), (_, list: string) => {
       wanted.push([axis, inRanges(list)])
       return ' '
     })
   }
   left = left.replace(/\band\b|[\s,]+/g, ' ').trim()
+  const [first] = table.rowAxes
+  if (first && new RegExp(`^${LIST}$`).test(left)) {
+    wanted.push([first, inRanges(left)])
+    left = ''
+  }
   const tokens = left && table.rowAxes.includes('dest')
   if (left && !tokens) return { error: `“${left}” is no row. Write “layers 2-3”, “head 4” or “≥ .1”.` }
   return {

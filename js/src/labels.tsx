@@ -158,7 +158,7 @@ export function BottomMarks({ store, table, col }: { store: Store; table: Table;
             title={m.text}
             style={{ left: `${m.from * col}px`, width: `${width - 1}px` }}
           >
-            <span>{room > width + 40 && m.from === 0 ? 'same so far' : m.text}</span>
+            <span>{m.from > 0 || room < width + 40 ? m.text : width > 70 ? 'same so far' : ''}</span>
           </span>
         )
       })}

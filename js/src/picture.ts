@@ -161,7 +161,7 @@ function names(pen: Pen, plan: Plan, table: Table, at: { left: number; top: numb
   table.cols.forEach((label, c) => {
     if (c % every) return
     const differs = isToken && store.pair.differs.includes(Number(label))
-    const text = isToken ? cut(token(label), Math.max(2, Math.floor((col * every) / 7))) : String(label)
+    const text = isToken ? cut(token(label), Math.max(2, Math.floor((col * every - 4) / 7))) : String(label)
     const place = { align: 'center' as const, bold: differs, ink: differs ? INK : INK2 }
     write(pen, text, at.left + (c + 0.5) * col, at.top - 6, place)
   })

@@ -51,7 +51,10 @@ def with_cells(page, effect, tokens, *, over=("layer", "pos"), labels=None):
         maps.append({**head, **arrays, **shape, "key": key, "direction": direction, "gap": 1.0})
     pair = {
         **data["spec"]["pairs"][0],
-        **{"clean_tokens": tokens, "corrupted_tokens": tokens, "differs": [2], "clean_end": len(tokens) - 1},
+        "clean_tokens": tokens,
+        "corrupted_tokens": tokens,
+        "differs": [2],
+        "clean_end": len(tokens) - 1,
     }
     spec = {"component": "resid_pre", "over": list(over), "direction": "denoising", "metric": "logit_diff"}
     spec = {**data["spec"], **spec, "pairs": [pair], "pair": 0}
