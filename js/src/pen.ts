@@ -2,8 +2,8 @@
 
 import type { Pen } from './draw'
 
-const plain = (text: string): string =>
-  text.replace(/&/g, '&amp;').replace(/</g, '&lt;').replace(/>/g, '&gt;').replace(/"/g, '&quot;')
+const NAMES: Record<string, string> = { '&': 'amp', '<': 'lt', '>': 'gt', '"': 'quot' }
+const plain = (text: string): string => text.replace(/[&<>"]/g, (c) => `&${NAMES[c]};`)
 
 /** Colours as every viewer of SVG reads them. */
 const colour = (style: unknown): string =>

@@ -147,7 +147,9 @@ def test_the_drawing_says_what_the_screen_says(show, heads, tmp_path):
     texts = ["".join(one.itertext()) for one in root.iter(f"{space}text")]
     share = heads.share().sel(direction="denoising")
     order = np.argsort(-abs(share.to_numpy()).max(axis=1))
-    assert [t.removeprefix("layer ") for t in texts if re.fullmatch(r"(layer )?\d", t)][-4:] == [str(n) for n in order]
+    assert [t.removeprefix("layer ") for t in texts if re.fullmatch(r"(layer )?\d", t)][-5:-1] == [
+        str(n) for n in order
+    ]
     numbers = {f"{abs(v):.2f}".lstrip("0") for v in share.to_numpy().ravel() if abs(v) >= 0.015}
     assert numbers <= {t.lstrip("−") for t in texts}
     assert saved(page, "png").read_bytes().startswith(b"\x89PNG")
