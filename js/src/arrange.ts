@@ -67,13 +67,19 @@ export function scaleOf(maps: readonly HeatMap[], kind: Tooling['scale']): Scale
       [...shares(maps)].filter((s) => Number.isFinite(s) && s !== 0).map(Math.abs),
     )
     sizes.sort()
-    const limit = Number((sizes[Math.ceil(KEPT * sizes.length) - 1] ?? whole).toPrecision(2))
+    const limit = rounded(sizes[Math.ceil(KEPT * sizes.length) - 1] ?? whole)
     const n = beyond(maps, limit)
     const least = tick(limit).slice(1)
     return { limit, log: false, note: `clipped: ${n} ${n === 1 ? 'cell exceeds' : 'cells exceed'} ${least}` }
   }
   const n = beyond(maps, whole)
   return { limit: whole, log: kind === 'log', note: n ? `${n} beyond` : '' }
+}
+
+/** Two digits, rounded up: the cell that sets the limit lies within it. */
+function rounded(size: number): number {
+  const unit = 10 ** (Math.floor(Math.log10(size)) - 1)
+  return Number((Math.ceil(size / unit - 1e-3) * unit).toPrecision(2))
 }
 
 /** The limit of the maps; a difference of shares may well be twice the gap. */

@@ -92,6 +92,8 @@ describe('scale', () => {
       [floatBytes(values), stateBytes(values.map(() => 0))],
     ) as HeatMap
     expect(scaleOf([map], 'clipped')).toEqual({ limit: 0.1, log: false, note: 'clipped: 2 cells exceed .1' })
+    const few = decodeMap(head({ gap: 10 }), [floatBytes(ten(4.94)), stateBytes(ten(0))]) as HeatMap
+    expect(scaleOf([few], 'clipped')).toMatchObject({ limit: 0.5, note: 'clipped: 0 cells exceed .5' })
     expect(scaleOf([map], 'symmetric')).toEqual({ limit: 1, log: false, note: '' })
   })
 
