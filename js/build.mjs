@@ -6,7 +6,13 @@ import { fileURLToPath } from 'node:url'
 import { build, transform } from 'esbuild'
 
 /** The later bundles and their entries; nbpatch/view/widgets.py knows the same names. */
-const LATER = { views: 'views', editor: 'editor_tab', paths: 'paths_tab', circuit: 'circuit_tab' }
+const LATER = {
+  views: 'views',
+  tools: 'tools_tab',
+  editor: 'editor_tab',
+  paths: 'paths_tab',
+  circuit: 'circuit_tab',
+}
 const BUDGET = 60_000
 const LIMIT = 80_000
 const here = dirname(fileURLToPath(import.meta.url))

@@ -178,7 +178,9 @@ class Workbench(PatchWidget):
 
     def to_html(self, path: str) -> Path:
         """Writes what is finished as one self-contained HTML page and returns its path."""
-        return export.write(path, [self.result, *self._kept.others(self._ask)], self._patterns(self._ask))
+        ask = self._ask
+        sweeps = [self.result, *self._kept.others(ask)]
+        return export.write(path, sweeps, self._patterns(ask), pair=ask.pair, metric=ask.metric)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         return saved.with_picture(super()._repr_mimebundle_(**kwargs), self.result)

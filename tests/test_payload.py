@@ -99,7 +99,7 @@ def test_the_description_is_json_and_complete(both: Result) -> None:
 def test_without_a_kernel_only_what_was_measured_is_offered(both: Result) -> None:
     spec = payload.describe(both, can_run=False, works={})
     assert [one["name"] for one in spec["metrics"]] == ["logit_diff", "prob"]
-    assert set(spec["exports"]) == {"png", "csv"}
+    assert set(spec["exports"]) == {"png", "svg", "csv"}
 
 
 def test_attention_travels_layer_by_layer(model: Model) -> None:

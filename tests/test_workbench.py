@@ -292,7 +292,7 @@ def test_an_unknown_layer_or_message_is_left_alone(page: Page) -> None:
     assert not [one for one in page.got if one["type"] == "attention"]
 
 
-@pytest.mark.parametrize("kind", ["png", "csv", "html", "python", "magic"])
+@pytest.mark.parametrize("kind", ["png", "nc", "csv", "html", "python", "magic"])
 def test_every_export_is_answered(page: Page, kind: str) -> None:
     page.bench.run()
     page.say("export", kind=kind)
@@ -306,6 +306,8 @@ def test_every_export_is_answered(page: Page, kind: str) -> None:
     }
     if kind == "png":
         assert data[0].startswith(b"\x89PNG")
+    elif kind == "nc":
+        assert data[0][:4] in (b"\x89HDF", b"CDF\x01", b"CDF\x02", b"CDF\x05")
     else:
         assert message["text"].startswith(start[kind])
 

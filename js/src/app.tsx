@@ -2,9 +2,7 @@
 
 import { Bar, Directions, Progress } from './bar'
 import { type Child, Fragment, h, patch, type VNode } from './dom'
-import { Card, Failure, Footer } from './foot'
 import { gridFor, NARROW, UPRIGHT, WIDE } from './geometry'
-import { Header, Sentence } from './head'
 import type { ViewProps } from './load'
 import { followTheme, type Look, look } from './look'
 import { type Frame, HeatMaps } from './map'
@@ -36,7 +34,7 @@ interface Room {
 function App({ store, room }: { store: Store; room: Room }): Child {
   const frame = frameFor(store.width.value || GUESS, store.pair.clean_tokens, room.seen, room.font)
   const { theme, background } = room.seen
-  const { views, editor, paths, circuit } = store.bundles.value
+  const { views, tools, editor, paths, circuit } = store.bundles.value
   const view = store.spec.value.view ?? 'workbench'
   return (
     <div
@@ -49,6 +47,7 @@ function App({ store, room }: { store: Store; room: Room }): Child {
     >
       <style>{STYLE}</style>
       {views && <style>{views.style}</style>}
+      {tools && <style>{tools.style}</style>}
       {editor && <style>{editor.style}</style>}
       {paths && <style>{paths.style}</style>}
       {circuit && <style>{circuit.style}</style>}
@@ -95,20 +94,25 @@ const Maps = ({ store, frame }: ViewProps): Child => (
   </div>
 )
 
+/** The room of what comes with a later bundle, kept free so that nothing jumps. */
+const HEADER = { 'min-height': '41px' }
+const SENTENCE = { 'min-height': '77px' }
+
 /** The workbench: header, question, and what its tab shows. */
-function Whole({ store, frame }: ViewProps): Child {
-  const { views, editor, paths, circuit } = store.bundles.value
+function Whole(props: ViewProps): Child {
+  const { store, frame } = props
+  const { views, tools, editor, paths, circuit } = store.bundles.value
   const tab = store.tab.value
   const error = store.error.value
   return (
     <>
-      <Header store={store} />
-      <Failure store={store} frame={frame} />
+      {tools ? tools.header(props) : <div style={HEADER} />}
+      {tools?.failure(props)}
       {tab === 'paths' && paths?.view({ store, frame })}
       {tab === 'circuit' && circuit?.view({ store, frame })}
       {tab === 'sweep' && (
         <>
-          <Sentence store={store} />
+          {tools ? tools.sentence(props) : <div style={SENTENCE} />}
           <Bar store={store} />
           <Progress store={store} />
           <div class={`main${error ? ' failed' : ''}${/^c/.test(error?.field ?? '') ? ' open' : ''}`}>
@@ -116,10 +120,10 @@ function Whole({ store, frame }: ViewProps): Child {
             {editor?.waysOut(store) || views?.inspector({ store, frame }) || <aside class="inspector" />}
             {views?.attention({ store, frame })}
           </div>
-          <Card store={store} />
+          {tools?.card(props)}
         </>
       )}
-      <Footer store={store} />
+      {tools?.footer(props)}
     </>
   )
 }
@@ -156,11 +160,13 @@ export function show(el: HTMLElement, store: Store): () => void {
   const observer = view.ResizeObserver ? new view.ResizeObserver(measure) : null
   observer?.observe(root)
   const stops = [store.watch(soon), followTheme(el, measure)]
+  const begun = new Set<object>()
   const start = () => {
-    const starts = store.bundles.value.views?.starts
-    if (gone || !starts) return
-    unwatch()
-    stops.push(...starts.map((begin) => begin(store, page)))
+    for (const one of [store.bundles.value.views, store.bundles.value.tools]) {
+      if (gone || !one || begun.has(one)) continue
+      begun.add(one)
+      stops.push(...one.starts.map((begin) => begin(store, page)))
+    }
   }
   const unwatch = store.watch(start)
   start()

@@ -40,6 +40,23 @@ export function textOn(c: Rgb): string {
 /** One neutral ramp from background to ink for attention weights. */
 export const attentionInk = (weight: number): number => Math.max(0, weight) ** 0.6 * 0.92
 
+/** How shares become colours: evenly up to ± limit, or by a logarithm that is symmetric and even near 0. */
+export interface Scale {
+  limit: number
+  log: boolean
+  /** Said under the legend: how many cells lie beyond the limit. */
+  note: string
+}
+
+/** Up to this share the symmetric logarithm is next to even. */
+const EVEN = 0.01
+
+/** Where on the colours a share lies, −1 … 1. */
+export function tone(share: number, { limit, log }: Pick<Scale, 'limit' | 'log'>): number {
+  if (!log) return share / limit
+  return (Math.sign(share) * Math.log1p(Math.abs(share) / EVEN)) / Math.log1p(limit / EVEN)
+}
+
 /** ± limit of the colours: 1, or less when a whole finished map is weak. */
 export function limitOf(shares: Iterable<number>, final: boolean): number {
   let most = 0

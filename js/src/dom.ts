@@ -37,6 +37,7 @@ interface Attributes<E> {
   onMouseDown?: On<MouseEvent, E>
   onToggle?: On<Event, E>
   onFocus?: On<FocusEvent, E>
+  onClose?: On<Event, E>
   onBlur?: On<FocusEvent, E>
   onFocusOut?: On<FocusEvent, E>
   [name: string]: unknown
@@ -131,6 +132,8 @@ function children(parent: Element, old: readonly VNode[], next: readonly VNode[]
 }
 
 function update(parent: Element, old: VNode | undefined, node: VNode, later: Later): void {
+  // A node that was kept, not made anew, is on the page as it is.
+  if (old === node) return
   const page = parent.ownerDocument
   if (node.tag === TEXT || node.tag === HOLE) {
     node.el = old?.el ?? page.createTextNode('')

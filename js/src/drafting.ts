@@ -64,7 +64,7 @@ export interface Lines {
 /** Both prompts on common columns: as they are run, or as they are typed. */
 export function linesOf(store: Store): Lines {
   const draft = draftOf(store)
-  if (!draft) return atRest(store.pair)
+  if (!draft) return store.once('lines', [store.pair], () => atRest(store.pair))
   const text = (side: 'clean' | 'corrupted', pos: number | null): string | undefined =>
     pos === null ? undefined : draft[side].tokens[pos]
   const slots = (side: 0 | 1): (Slot | null)[] =>

@@ -49,7 +49,8 @@ export function Footer({ store }: { store: Store }): Child {
   return (
     <footer class={store.error.value ? 'bad' : ''}>
       <span data-testid="nbp-status" aria-live="polite" data-state={state}>
-        {store.notice.value || (idle ? text || counts(store.current) : text)}
+        {store.notice.value ||
+          (idle ? text || store.once('counts', store.current, () => counts(store.current)) : text)}
       </span>
       <span class="push" />
       <span class="dim wide-only">arrows move · Enter pins · d turns the direction</span>

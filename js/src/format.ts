@@ -58,9 +58,10 @@ export function pieces(token: string): Piece[] {
     else out.push({ text, mark })
   }
   const bare = token.replace(/^ +/, '')
+  const end = token.length - (/\s\s+$/.exec(token)?.[0].length ?? 0)
   const joins = Array.from(bare).some((c) => !JOINERS.test(c))
   Array.from(token).forEach((c, i) => {
-    if (c === ' ' && i >= token.length - bare.length) add(c, false)
+    if (c === ' ' && i >= token.length - bare.length && i < end) add(c, false)
     else if (joins && JOINERS.test(c)) add(c, false)
     else if (MARKS[c]) add(MARKS[c], true)
     else if (isControl(c))

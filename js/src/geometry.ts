@@ -18,10 +18,13 @@ const SCROLLS = 320
 export function gridFor(space: number, count: number, narrow: boolean, most = 64): Grid {
   const gutter = narrow ? 24 : 84
   const right = narrow ? 0 : 86
-  const fits = (space - gutter - right) / Math.max(1, count)
-  if (count > SCROLLS) return { gutter, right, col: fits }
-  const col = Math.floor(fits)
-  return { gutter, right, col: Math.max(LEAST, Math.min(most, col)) }
+  return { gutter, right, col: columnIn(space - gutter - right, count, most) }
+}
+
+/** Width of each of `count` columns in `space` pixels. */
+export function columnIn(space: number, count: number, most: number): number {
+  const fits = space / Math.max(1, count)
+  return count > SCROLLS ? fits : Math.max(LEAST, Math.min(most, Math.floor(fits)))
 }
 
 /** Below this many pixels a column cannot hold a token: strips wrap, labels stand upright. */
@@ -35,12 +38,19 @@ export interface Rows {
 
 const GAP = 8
 
+/** What a zoom makes of the rows: `times` as high as they would be, or all `side` pixels high. */
+export interface Stretch {
+  times?: number
+  side?: number | undefined
+}
+
 /** Places of rows: 34 high, 13 when there are many, layers 8 apart when rows are layer × something. */
-export function rowsOf(table: Table, narrow: boolean): Rows {
+export function rowsOf(table: Table, narrow: boolean, { times = 1, side }: Stretch = {}): Rows {
   const n = table.rows.length
-  const grouped = table.rowAxes.length > 1
+  const grouped = table.rowAxes.length > 1 && !table.sorted
   let height = n > 16 ? 13 : narrow ? 27 : 34
   if (table.rowAxes[0] === 'dest' || n > 60) height = n > 24 ? (n > 80 ? 3 : 8) : n > 16 ? 13 : 22
+  height = side ?? height * times
   const top: number[] = []
   let y = 0
   for (let r = 0; r < n; r++) {

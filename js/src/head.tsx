@@ -2,6 +2,7 @@
 
 import { Answer } from './answer'
 import { type Child, Fragment, h } from './dom'
+import { lensOf } from './lens'
 import { facts, type Part, type Side, sentence } from './sentence'
 import type { Store, Tab } from './store'
 import { Icon } from './ui'
@@ -50,6 +51,7 @@ export function Header({ store }: { store: Store }): Child {
       </span>
       {spec.can_run && menus?.past(store)}
       <Export store={store} />
+      {store.bundles.value.tools?.corner({ store })}
     </header>
   )
 }
@@ -90,6 +92,7 @@ const KINDS: Record<string, string> = {
   png: 'Picture (PNG)',
   svg: 'Drawing (SVG)',
   csv: 'Numbers (CSV)',
+  nc: 'Whole result (netCDF)',
   html: 'Page that works offline (HTML)',
   python: 'Copy as Python',
   magic: 'Copy as %%patch cell',
@@ -99,8 +102,9 @@ function Export({ store }: { store: Store }): Child {
   const choose = (kind: string, near: HTMLElement) => {
     const box = near.closest('details')
     if (box) box.open = false
-    if (store.host.live) store.host.send({ type: 'export', kind })
-    else store.bundles.value.views?.save(store, kind, near)
+    // A drawing is of this screen, with its order of rows and its colours, which Python does not know.
+    if (store.host.live && kind !== 'svg') store.host.send({ type: 'export', kind })
+    else store.bundles.value.tools?.save(store, kind, near)
   }
   return (
     <details
@@ -132,6 +136,7 @@ export function Sentence({ store }: { store: Store }): Child {
   const shown = store.shown.value
   const spec = store.spec.value
   const pair = store.pair
+  const { minus } = lensOf(store)
   const parts = sentence(shown, pair, spec)
   const sides = parts.flatMap((p) => (p.kind === 'token' ? [p.side] : []))
   const rest = (['answer', 'wrong'] as Side[]).filter((side) => !sides.includes(side))
@@ -144,6 +149,7 @@ export function Sentence({ store }: { store: Store }): Child {
       </p>
       <p class="facts">
         {facts(shown, pair, spec)}
+        {minus && <span class="minus"> The map shows this minus {minus}.</span>}
         {rest.map((side) => (
           <span key={side} class="rest">
             {' '}

@@ -2,11 +2,15 @@
 
 import type { Choice } from './wire'
 
+/** What the tools around the map do. */
+export type ToolAct = { do: 'zoom'; by: 1 | 0 | -1 } | { do: 'copy' } | { do: 'keys' } | { do: 'full' }
+
 export type Act =
   | { do: 'move'; row: number; col: number }
   | { do: 'pin' }
   | { do: 'clear' }
   | { do: 'turn'; direction: Choice }
+  | ToolAct
 
 export interface Stand {
   /** Where the selection is; null when nothing is selected. */
@@ -19,6 +23,15 @@ export interface Stand {
 const PAGE = 5
 const NEXT: Record<Choice, Choice> = { denoising: 'noising', noising: 'both', both: 'denoising' }
 
+const TOOLS: Record<string, ToolAct> = {
+  '+': { do: 'zoom', by: 1 },
+  '=': { do: 'zoom', by: 1 },
+  '-': { do: 'zoom', by: -1 },
+  '0': { do: 'zoom', by: 0 },
+  '?': { do: 'keys' },
+  f: { do: 'full' },
+}
+
 /** The act of a key, or null for a key that is not the map's. */
 export function keyAct(
   event: Pick<KeyboardEvent, 'key' | 'ctrlKey' | 'metaKey' | 'altKey'>,
@@ -27,6 +40,8 @@ export function keyAct(
   const { key } = event
   const whole = event.ctrlKey || event.metaKey
   if (event.altKey) return null
+  if (whole && key === 'c') return { do: 'copy' }
+  if (!whole && key in TOOLS) return TOOLS[key] as ToolAct
   if (key === 'Enter' && !whole) return { do: 'pin' }
   if (key === 'Escape') return { do: 'clear' }
   if (key === 'd' && !whole) return { do: 'turn', direction: NEXT[stand.direction] }

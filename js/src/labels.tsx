@@ -1,8 +1,8 @@
 // What stands around a heat map: column and row names, brackets below, legend beside.
 
-import { css, diverging, type Theme } from './colour'
+import { css, diverging, type Scale, type Theme, tone } from './colour'
 import { type Child, h } from './dom'
-import { tick } from './format'
+import { tick, visible } from './format'
 import type { Rows } from './geometry'
 import type { Store } from './store'
 import { SCALE } from './style.generated'
@@ -10,29 +10,46 @@ import { indexIn, type Table, yardstick } from './table'
 import { TokenText } from './ui'
 import { type HeatMap, type Pair, State } from './wire'
 
+const LINE = 12
 const POSITIONS = /^(pos|src|dest)$/
 
 /** Names over the columns: upright tokens where the strips are wrapped, numbers for axes that are no positions. */
-export function Columns(props: { store: Store; table: Table; col: number; upright: boolean }): Child {
-  const { store, table, col, upright } = props
+export function Columns(props: {
+  store: Store
+  table: Table
+  col: number
+  upright: boolean
+  /** The strips do not lie on these columns. */
+  own: boolean
+}): Child {
+  const { store, table, col, upright, own } = props
   const cell = store.hover.value ?? store.chosen
   const tokens = POSITIONS.test(table.col)
-  if (tokens && (!upright || col < 10)) return null
+  if (col < 10 || (tokens && !upright && !own)) return null
   const pair = store.pair
+  const letters = Math.max(...table.cols.map((label) => String(label).length))
+  const every = Math.ceil((7 * letters + 4) / col)
   return (
-    <div class={`columns${tokens ? ' tokens' : ''}`} aria-hidden="true">
+    <div class={`columns${tokens && upright ? ' tokens' : ''}`} aria-hidden="true">
       {!tokens && <span class="axis">{table.col}</span>}
-      {table.cols.map((label) => {
-        const differs = tokens && pair.differs.includes(Number(label))
+      {table.cols.map((label, c) => {
         const on = cell?.[table.col] === label
-        return (
-          <span
-            key={label}
-            class={`${on ? 'on' : ''}${differs ? ' differs' : ''}`}
-            style={{ width: `${col}px` }}
-          >
-            {tokens ? <span class="up">{name(pair, Number(label))}</span> : label}
-          </span>
+        const which = `column ${table.map.key.direction} ${c} ${on}`
+        return store.once(which, [pair, table, col, upright], () =>
+          tokens ? (
+            <span
+              key={label}
+              class={`${on ? 'on' : ''}${pair.differs.includes(Number(label)) ? ' differs' : ''}`}
+              style={{ width: `${col}px` }}
+              title={full(pair, Number(label))}
+            >
+              <span class={upright ? 'up' : ''}>{name(pair, Number(label))}</span>
+            </span>
+          ) : (
+            <span key={label} class={on ? 'on' : ''} style={{ width: `${col}px` }}>
+              {c % every === 0 || on ? label : ''}
+            </span>
+          ),
         )
       })}
     </div>
@@ -42,25 +59,36 @@ export function Columns(props: { store: Store; table: Table; col: number; uprigh
 const name = (pair: Pair, pos: number): Child =>
   pos === 0 && pair.has_bos ? 'bos' : <TokenText text={pair.clean_tokens[pos] ?? String(pos)} />
 
+/** "position 3 ‘Mary’": what a name that is cut stands for. */
+const full = (pair: Pair, pos: number): string =>
+  `position ${pos} ‘${visible(pair.clean_tokens[pos] ?? String(pos))}’`
+
 export function RowNames(props: { store: Store; table: Table; rows: Rows; narrow: boolean }): Child {
   const { store, table, rows, narrow } = props
   const cell = store.hover.value ?? store.chosen
   const [first, second] = table.rowAxes
-  const sparse = rows.height < 12
+  // Low rows have a name only now and then, taller than the row itself.
+  const each = Math.ceil(LINE / rows.height)
+  const high = Math.max(LINE, rows.height)
   return (
     <div class="rownames" aria-hidden="true">
       {table.rows.map((row, r) => {
         const on = table.rowAxes.every((axis) => cell?.[axis] === row[axis])
         const start = r === 0 || table.rows[r - 1]?.[first as string] !== row[first as string]
         const style = {
-          top: `${rows.top[r]}px`,
-          height: `${rows.height}px`,
-          'line-height': `${rows.height}px`,
+          top: `${(rows.top[r] as number) - (high - rows.height) / 2}px`,
+          height: `${high}px`,
+          'line-height': `${high}px`,
         }
         if (second === undefined) {
-          if (sparse && r % 4) return null
+          if (r % each) return null
           return (
-            <span key={r} class={on ? 'on' : ''} style={style}>
+            <span
+              key={r}
+              class={on ? 'on' : ''}
+              style={style}
+              title={first === 'dest' ? full(store.pair, Number(row.dest)) : ''}
+            >
               {r === 0 && first === 'layer' && !narrow && 'layer '}
               {first === 'dest' ? name(store.pair, Number(row.dest)) : row[first as string]}
             </span>
@@ -72,7 +100,12 @@ export function RowNames(props: { store: Store; table: Table; rows: Rows; narrow
               {start && (r === 0 && !narrow ? `${first} ${row[first as string]}` : row[first as string])}
             </span>
             {!narrow &&
-              (rows.height >= 12 && (on || Number(row[second]) % 2 === 0 || typeof row[second] === 'string')
+              (rows.height >= 12 &&
+              (on ||
+                rows.height >= 20 ||
+                table.sorted ||
+                Number(row[second]) % 2 === 0 ||
+                typeof row[second] === 'string')
                 ? row[second]
                 : '')}
           </span>
@@ -126,7 +159,7 @@ export function BottomMarks({ store, table, col }: { store: Store; table: Table;
             title={m.text}
             style={{ left: `${m.from * col}px`, width: `${width - 1}px` }}
           >
-            <span>{room > width + 40 && m.from === 0 ? 'same so far' : m.text}</span>
+            <span>{m.from > 0 || room < width + 40 ? m.text : width > 70 ? 'same so far' : ''}</span>
           </span>
         )
       })}
@@ -138,21 +171,17 @@ export const gradient = (theme: Theme, to: string): string =>
   `linear-gradient(${to},${SCALE[theme].join(',')})`
 
 /** The scale with a pointer at the selected value; upright beside the map, lying under it when `height` is 0. */
-export function Legend(props: {
-  store: Store
-  map: HeatMap
-  limit: number
-  height: number
-  theme?: Theme
-}): Child {
-  const { store, map, limit, height } = props
+export function Legend(props: { store: Store; map: HeatMap; scale: Scale; height: number }): Child {
+  const { store, map, scale, height } = props
+  const { limit, log, note } = scale
   const { by, share } = yardstick(map)
   const cell = store.hover.value ?? store.chosen
   const index = indexIn(map, cell)
-  const value = (map.effect[index] ?? Number.NaN) / by / limit
+  const value = tone((map.effect[index] ?? Number.NaN) / by, scale)
   const place = `${50 + 50 * Math.max(-1, Math.min(1, value))}%`
   const lying = height === 0
-  const beyond = [...map.effect].filter((v) => Math.abs(v / by) > limit * 1.005).length
+  // A logarithm is read by its decades: one tick on each side says which it is.
+  const between = log && limit > 0.1 ? [0.1, -0.1] : []
   return (
     <div
       class={`legend${lying ? ' lying' : ''}`}
@@ -166,12 +195,20 @@ export function Legend(props: {
       <span class="lo">{tick(-limit)}</span>
       {lying && (
         <span class="what">
-          {share ? 'share of the gap' : 'of the largest'}
+          {map.parts ? 'difference of shares' : share ? 'share of the gap' : 'of the largest'}
           <br />
           dots: exactly 0
         </span>
       )}
-      {!lying && beyond > 0 && <span class="beyond">{beyond} beyond</span>}
+      {between.map((v) => {
+        const at = `${50 + 50 * tone(v, scale)}%`
+        return (
+          <span key={v} class="tick" style={lying ? { left: at } : { bottom: at }}>
+            {tick(v)}
+          </span>
+        )
+      })}
+      {note && <span class="beyond">{note}</span>}
     </div>
   )
 }

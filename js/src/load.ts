@@ -1,12 +1,14 @@
 // How the later bundles, with the linked views, get into the page: once per page and version, whoever asks first.
 
-import type { Theme } from './colour'
+import type { Scale, Theme } from './colour'
 import type { Child } from './dom'
 import type { Rows } from './geometry'
+import type { ToolAct } from './keys'
 import type { Frame } from './map'
 import type { Side } from './sentence'
 import type { Store } from './store'
 import type { Table } from './table'
+import type { HeatMap } from './wire'
 
 /** What a view is drawn from. */
 export interface ViewProps {
@@ -25,6 +27,39 @@ export interface Surface {
 }
 export type View = (props: ViewProps) => Child
 
+/** How the map on screen is shown: what of it, in which order, in which colours, how large. */
+export interface Lens {
+  /** What is drawn: the maps of the controls, or their difference from other ones. */
+  maps: readonly HeatMap[]
+  /** Rows in order, by their numbers in the map; null for all of them as they are. */
+  order: readonly number[] | null
+  scale: Scale
+  zoom: number
+  square: boolean
+  /** What is subtracted, in words; "" for nothing. */
+  minus: string
+}
+
+/** Around the map: header, question, footer, the row of tools under it, and what keys do there: tools.js. */
+export interface Tools {
+  style: string
+  header: View
+  sentence: View
+  failure: View
+  card: View
+  footer: View
+  row: View
+  corner(props: { store: Store }): Child
+  lens(store: Store): Lens
+  act(store: Store, act: ToolAct, near: HTMLElement): void
+  /** Saves what is on screen without Python. */
+  save(store: Store, kind: string, near: HTMLElement): void
+  /** Called once per mounted widget; each returns what ends it. */
+  starts: ((store: Store, page: Document) => () => void)[]
+  /** Ctrl or Cmd with the wheel, over a map. */
+  wheel(store: Store, event: WheelEvent & { currentTarget: HTMLElement }): void
+}
+
 /** What hangs on the map: views.js. */
 export interface Views {
   style: string
@@ -35,8 +70,6 @@ export interface Views {
   hold(surface: Surface): { on: Record<string, unknown>; marks: Child }
   /** Whether a key on the map was one of a brush or a move, which is done then. */
   keys(store: Store, table: Table, event: KeyboardEvent): boolean
-  /** Saves what is on screen without Python. */
-  save(store: Store, kind: string, near: HTMLElement): void
   /** Called after every drawing: asks Python for what is missing. */
   asks: ((store: Store) => void)[]
   /** Called once per mounted widget; each returns what ends it. */
@@ -73,6 +106,7 @@ export interface Later {
 
 export interface Bundles {
   views: Views
+  tools: Tools
   editor: Editors
   paths: Later
   circuit: Later

@@ -1,15 +1,17 @@
 // The heat map: canvases on the strips' grid, labels, legend, read-out; pointer and keys.
 
-import { Canvas } from './canvas'
+import { Canvas, partOf, STEP } from './canvas'
 import type { Theme } from './colour'
 import { type Child, h } from './dom'
 import { boxOf, isPooled } from './draw'
 import { plural, readNumber } from './format'
-import { type Grid, type Rows, rowAt, rowsOf } from './geometry'
+import { columnIn, type Grid, type Rows, rowAt, rowsOf, UPRIGHT } from './geometry'
 import { keyAct } from './keys'
 import { BottomMarks, Columns, Legend, RowNames } from './labels'
+import { lensOf } from './lens'
+import type { Lens } from './load'
 import type { Store } from './store'
-import { cellOf, find, layOut, type Table, yardstick } from './table'
+import { cellOf, find, heldAxes, layOut, type Table, yardstick } from './table'
 import { Turn } from './ui'
 import { type Choice, type HeatMap, OTHER } from './wire'
 import { readout } from './words'
@@ -26,19 +28,22 @@ export interface Frame {
 }
 
 export function HeatMaps({ store, frame }: { store: Store; frame: Frame }): Child {
-  const maps = store.onScreen
-  const chosen = store.selection.value
-  const tables = maps.map((m) => layOut(m, chosen))
+  const lens = lensOf(store)
+  const tables = tablesOf(store, lens)
   const first = tables[0]
-  const limit = store.limitOf(maps)
-  const rows = first ? rowsOf(first, frame.narrow) : null
-  const stale = !store.current.length && maps.length > 0
+  const col = first ? columnWidth(first, frame, lens, tables.length > 1) : 0
+  const side = lens.square ? Math.max(LOWEST, col) : undefined
+  const times = Math.max(1, lens.zoom)
+  const rows = store.once('rows', [first, frame.narrow, times, side], () =>
+    first ? rowsOf(first, frame.narrow, { times, side }) : null,
+  )
+  const stale = !store.current.length && tables.length > 0
   return (
     <div
       class={`maps${stale || store.error.value ? ' stale' : ''}`}
       style={{ '--gutter': `${frame.grid.gutter}px` }}
     >
-      <Focusable store={store} table={first} maps={maps}>
+      <Focusable store={store} table={first} maps={lens.maps}>
         {tables.map((table) => (
           <OneMap
             key={table.map.key.direction}
@@ -46,15 +51,26 @@ export function HeatMaps({ store, frame }: { store: Store; frame: Frame }): Chil
             table={table}
             rows={rows as Rows}
             frame={frame}
-            limit={limit}
+            lens={lens}
+            col={col}
           />
         ))}
         {!first && (
           <p class="empty">{store.status.value.text || 'Nothing measured yet. Press ▶ to run the sweep.'}</p>
         )}
       </Focusable>
-      <Readout store={store} limit={limit} />
+      <Readout store={store} lens={lens} />
+      <div class="tools">{store.bundles.value.tools?.row({ store, frame })}</div>
     </div>
+  )
+}
+
+/** The maps laid out; once for every set of maps and order of rows, not for every movement of the pointer. */
+export function tablesOf(store: Store, lens: Lens): Table[] {
+  const chosen = store.selection.value
+  const held = heldAxes(lens.maps[0]?.dims ?? []).map((axis) => chosen?.[axis])
+  return store.once('tables', [...lens.maps, lens.order, ...held], () =>
+    lens.maps.map((m) => layOut(m, chosen, lens.order)),
   )
 }
 
@@ -62,26 +78,33 @@ export function HeatMaps({ store, frame }: { store: Store; frame: Frame }): Chil
 function Focusable(props: {
   store: Store
   table: Table | undefined
-  maps: HeatMap[]
+  maps: readonly HeatMap[]
   children?: Child
 }): Child {
   const { store, table, maps } = props
   const where = table ? find(table, store.chosen) : null
-  const onKeyDown = (event: KeyboardEvent) => {
+  const onKeyDown = (event: KeyboardEvent & { currentTarget: HTMLElement }) => {
     if (!table) return
     if (store.bundles.value.views?.keys(store, table, event)) return
+    const near = event.currentTarget
     const act = keyAct(event, {
       at: where,
       rows: table.rows.length,
       cols: table.cols.length,
       direction: store.shown.value.direction,
     })
-    if (!act) return
+    // Text that is marked is what people mean to copy.
+    if (!act || (act.do === 'copy' && !near.ownerDocument.getSelection()?.isCollapsed)) return
     event.preventDefault()
     event.stopPropagation()
-    if (act.do === 'move') store.choose(cellOf(table, act.row, act.col))
-    else if (act.do === 'pin') store.pinned.value = !!store.chosen && !store.pinned.value
+    if (act.do === 'move') {
+      store.choose(cellOf(table, act.row, act.col))
+      queueMicrotask(() =>
+        near.querySelector('i.ring')?.scrollIntoView?.({ block: 'nearest', inline: 'nearest' }),
+      )
+    } else if (act.do === 'pin') store.pinned.value = !!store.chosen && !store.pinned.value
     else if (act.do === 'clear') store.choose(null)
+    else if (act.do !== 'turn') store.bundles.value.tools?.act(store, act, near)
     else if (turnable(store, act.direction)) store.set({ direction: act.direction })
   }
   return (
@@ -117,6 +140,11 @@ function Focusable(props: {
 /** Whether the direction can be turned: an ablation has one only. */
 const turnable = (store: Store, direction: Choice): boolean =>
   (store.shown.value.corruption ?? OTHER) === OTHER && store.can({ direction })
+/** Rows are never lower than this: each keeps a pixel of its own. */
+const LOWEST = 3
+
+/** Rows in view are never taller than a screen. */
+const TALLEST = 2000
 
 type Pointed = MouseEvent & { currentTarget: HTMLDivElement }
 
@@ -125,17 +153,19 @@ interface OneProps {
   table: Table
   rows: Rows
   frame: Frame
-  limit: number
+  lens: Lens
+  col: number
 }
 
-function OneMap({ store, table, rows, frame, limit }: OneProps): Child {
-  const both = store.onScreen.length > 1
+function OneMap({ store, table, rows, frame, lens, col }: OneProps): Child {
+  const both = lens.maps.length > 1
+  const { scale } = lens
   const direction = table.map.key.direction
-  const grid = { ...frame.grid, col: columnWidth(table, frame, both) }
+  const grid = { ...frame.grid, col }
   const scene = {
     table,
     rows,
-    limit,
+    scale,
     grid,
     theme: frame.theme,
     font: frame.font,
@@ -155,8 +185,20 @@ function OneMap({ store, table, rows, frame, limit }: OneProps): Child {
   }
   const width = grid.col * table.cols.length
   const held = store.bundles.value.views?.hold({ store, table, rows, col: grid.col, theme: frame.theme, hit })
+  const loose = lens.zoom !== 1
+  const scrolled = store.own(`scroll ${direction}`, '0 0')
+  const [x = 0, y = 0] = scrolled.value.split(' ').map(Number)
+  const part = partOf({ w: width, h: rows.total }, { x, y, w: frame.space, h: TALLEST })
+  const upright = frame.upright || (loose && grid.col < UPRIGHT)
   return (
-    <div class="one" data-direction={direction}>
+    <div
+      class={`one${loose || lens.square ? ' loose' : ''}`}
+      data-direction={direction}
+      onWheel={(e: WheelEvent & { currentTarget: HTMLElement }) => store.bundles.value.tools?.wheel(store, e)}
+      onScroll={({ currentTarget: box }: Event & { currentTarget: HTMLElement }) => {
+        scrolled.value = [box.scrollLeft, box.scrollTop].map((v) => Math.floor(v / STEP) * STEP).join(' ')
+      }}
+    >
       {both && (
         <p class="which">
           <Turn into={direction === 'denoising' ? 'corrupted' : 'clean'} />
@@ -164,7 +206,7 @@ function OneMap({ store, table, rows, frame, limit }: OneProps): Child {
           {direction === 'denoising' ? 'restored' : 'lost'}
         </p>
       )}
-      <Columns store={store} table={table} col={grid.col} upright={frame.upright} />
+      <Columns store={store} table={table} col={grid.col} upright={upright} own={loose} />
       <div class="body">
         <RowNames store={store} table={table} rows={rows} narrow={frame.narrow} />
         <div
@@ -180,7 +222,7 @@ function OneMap({ store, table, rows, frame, limit }: OneProps): Child {
           }}
           {...held?.on}
         >
-          <Canvas scene={scene} pooled={isPooled(scene)} width={width} />
+          <Canvas scene={scene} pooled={isPooled(scene)} width={width} part={part} />
           <Ring
             box={ringBox(table, scene, store.chosen)}
             kind={store.pinned.value ? 'ring pinned' : 'ring'}
@@ -192,25 +234,24 @@ function OneMap({ store, table, rows, frame, limit }: OneProps): Child {
           <Legend
             store={store}
             map={table.map}
-            limit={limit}
+            scale={scale}
             height={Math.min(150, Math.max(96, rows.total))}
           />
         )}
       </div>
       {!frame.upright && <BottomMarks store={store} table={table} col={grid.col} />}
-      {frame.upright && <Legend store={store} map={table.map} limit={limit} height={0} />}
+      {frame.upright && <Legend store={store} map={table.map} scale={scale} height={0} />}
     </div>
   )
 }
 
-/** Position axes lie on the strips' columns; other axes have columns of their own. */
-function columnWidth(table: Table, frame: Frame, both: boolean): number {
-  if (/^(pos|src|dest)$/.test(table.col)) return frame.grid.col
+/** Position axes lie on the strips' columns until they are zoomed; other axes have columns of their own. */
+export function columnWidth(table: Table, frame: Frame, lens: Pick<Lens, 'zoom'>, both: boolean): number {
+  const { gutter, right } = frame.grid
   const most = frame.narrow ? 48 : both ? 44 : 56
-  return Math.max(
-    12,
-    Math.min(most, Math.floor((frame.space - frame.grid.gutter - frame.grid.right) / table.cols.length)),
-  )
+  const tokens = /^(pos|src|dest)$/.test(table.col)
+  const col = tokens ? frame.grid.col : columnIn(frame.space - gutter - right, table.cols.length, most)
+  return col * lens.zoom
 }
 
 function ringBox(
@@ -232,8 +273,9 @@ function Ring({ box, kind }: { box: ReturnType<typeof ringBox>; kind: string }):
   )
 }
 
-function Readout({ store, limit }: { store: Store; limit: number }): Child {
-  const maps = store.onScreen
+function Readout({ store, lens }: { store: Store; lens: Lens }): Child {
+  const { maps, minus } = lens
+  const { limit, log } = lens.scale
   const cell = store.hover.value ?? store.chosen
   const map = maps[0]
   const gap = map ? `${readNumber(map.gap).replace(/^\+/, '')} ${plural(map.unit, map.gap)}`.trim() : ''
@@ -245,10 +287,13 @@ function Readout({ store, limit }: { store: Store; limit: number }): Child {
       </span>
       <span class="dim">
         {map &&
-          (share
-            ? `Colour: effect as a share of the gap (${gap})`
-            : 'Colour: effect over the largest; there is no gap to share out')}
+          (minus
+            ? `Colour: difference of shares of the gap, minus ${minus}`
+            : share
+              ? `Colour: effect as a share of the gap (${gap})`
+              : 'Colour: effect over the largest; there is no gap to share out')}
         {map && limit < 1 && `, ±${String(limit).replace(/^0/, '')} at most`}
+        {log && ', logarithmic'}
       </span>
     </div>
   )

@@ -129,7 +129,7 @@ interface Part {
 export function parts(
   map: HeatMap,
   layout: Layout,
-  look: Pick<Scene, 'theme' | 'limit' | 'font' | 'background'> & { narrow: boolean },
+  look: Pick<Scene, 'theme' | 'scale' | 'font' | 'background'> & { narrow: boolean },
 ): Part[] {
   const { narrow, ...rest } = look
   const list = map.coords[map.dims[0] as string] ?? []
@@ -144,6 +144,8 @@ export function parts(
       start: rows.top.map((_, r) => start + r * cols),
       step: 1,
       fixed: {},
+      whole: rows.top.length,
+      sorted: false,
     }
     return { ...rest, table, grid: { col }, rows, numbers: col >= 28 && rows.height >= 13 && !narrow }
   }

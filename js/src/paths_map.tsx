@@ -42,7 +42,7 @@ export function PathMap({ store, frame, now, map }: MapProps): Child {
   const shown = hover.value ?? chosen
   const look = {
     theme: frame.theme,
-    limit,
+    scale: { limit, log: false },
     font: frame.font,
     background: frame.background,
     narrow: frame.narrow,

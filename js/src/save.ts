@@ -1,10 +1,10 @@
 // Files and clipboard: what Python made, and on a page without a kernel what the page can make itself.
 
 import { penOf } from './canvas'
-import { drawMap } from './draw'
-import { rowsOf } from './geometry'
+import { SvgPen } from './pen'
+import { type Brush, heading, picture } from './picture'
 import type { Exported, Store } from './store'
-import { layOut, unravel } from './table'
+import { unravel } from './table'
 import type { HeatMap } from './wire'
 
 export function download(page: Document, filename: string, blob: Blob): void {
@@ -57,51 +57,49 @@ export function csvOf(maps: readonly HeatMap[]): string {
   return `${lines.join('\n')}\n`
 }
 
-/** PNG or CSV of what is on screen, made by the page. */
+/** PNG, SVG or CSV of what is on screen, made by the page. */
 export function saveHere(store: Store, kind: string, near: HTMLElement): void {
   const page = near.ownerDocument
-  const maps = store.current
+  const maps = store.onScreen
   const stem = `nbpatch-${store.shown.value.component}`
   if (kind === 'csv') return download(page, `${stem}.csv`, new Blob([csvOf(maps)], { type: 'text/csv' }))
-  const map = maps[0]
-  if (kind !== 'png' || !map) return
-  const table = layOut(map, store.selection.value)
-  const rows = rowsOf(table, false)
+  if (!maps.length) return
+  if (kind === 'svg')
+    return download(page, `${stem}.svg`, new Blob([svgOf(store)], { type: 'image/svg+xml' }))
+  if (kind !== 'png') return
+  const { width, height, draw } = picture(store)
   const canvas = page.createElement('canvas')
-  const [col, left, top] = [40, 40, 24]
-  const [width, height] = [left + col * table.cols.length + 8, top + rows.total + 8]
   const pen = penOf(canvas, width, height, 2)
   if (!pen) return
-  const font = 'sans-serif'
-  pen.fillStyle = '#FFFFFF'
-  pen.fillRect(0, 0, width, height)
-  pen.font = `11px ${font}`
-  pen.fillStyle = '#555D68'
-  pen.textAlign = 'center'
-  table.cols.forEach((label, c) => {
-    const token = table.col === 'pos' ? store.pair.clean_tokens[Number(label)] : undefined
-    pen.fillText(String(token ?? label), left + (c + 0.5) * col, 16, col)
-  })
-  table.rows.forEach((row, r) => {
-    pen.fillText(
-      table.rowAxes.map((a) => row[a]).join('.'),
-      left / 2,
-      top + (rows.top[r] as number) + rows.height / 2 + 4,
-      left,
-    )
-  })
-  pen.translate(left, top)
-  drawMap(pen, {
-    table,
-    rows,
-    grid: { col },
-    theme: 'light',
-    limit: 1,
-    numbers: true,
-    font,
-    background: '#FFFFFF',
-  })
+  draw(pen as Brush)
   canvas.toBlob((blob) => blob && download(page, `${stem}.png`, blob), 'image/png')
+}
+
+/** What is on screen as an SVG: cells as shapes, every word as text. */
+export function svgOf(store: Store): string {
+  const { width, height, draw } = picture(store)
+  const pen = new SvgPen()
+  draw(pen)
+  return pen.toString({ width, height }, heading(store))
+}
+
+/** Puts text on the clipboard, by the old way where a page may not use the new one; whether that worked. */
+export async function copyText(near: HTMLElement, text: string): Promise<boolean> {
+  const page = near.ownerDocument
+  try {
+    await page.defaultView?.navigator.clipboard.writeText(text)
+    return true
+  } catch {
+    const field = page.createElement('textarea')
+    field.value = text
+    field.style.cssText = 'position:fixed;opacity:0'
+    near.after(field)
+    field.select()
+    const done = page.execCommand?.('copy') ?? false
+    field.remove()
+    near.focus()
+    return done
+  }
 }
 
 /** Hands what Python exported to the browser as it arrives. */

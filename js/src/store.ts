@@ -118,6 +118,7 @@ export class Store extends Typing {
     })
     host.send({ type: 'need' })
     this.need('views')
+    this.need('tools')
     if (host.live && now.spec.can_run) this.need('editor')
   }
 

@@ -71,9 +71,12 @@ function Strip(props: { store: Store; side: Side; lines: Lines; chosen: number[]
       </span>
       <div class={`over${bad ? ' bad' : ''}`}>
         <div class="row" data-testid={`nbp-tokens-${side}`}>
-          {lines[side].map((slot, i) => (
-            <Place key={i} slot={slot} bos={bos} on={chosen.includes(lines.clean[i]?.pos ?? -1)} />
-          ))}
+          {lines[side].map((slot, i) => {
+            const on = chosen.includes(lines.clean[i]?.pos ?? -1)
+            return store.once(`${side}${i}${on}`, [slot, bos], () => (
+              <Place key={i} slot={slot} bos={bos} on={on} />
+            ))
+          })}
         </div>
         <Prompt store={store} side={side} pair={pair} />
       </div>

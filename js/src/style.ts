@@ -2,7 +2,6 @@
 
 import bar from './bar.css?inline'
 import base from './base.css?inline'
-import head from './head.css?inline'
 import map from './map.css?inline'
 import room from './room.css?inline'
 import strips from './strips.css?inline'
@@ -16,7 +15,7 @@ const variables = (theme: 'light' | 'dark'): string => {
 
 const themes = `.nbp{${variables('light')}}.nbp[data-theme=dark]{${variables('dark')}}`
 
-export const STYLE: string = [themes, base, head, bar, strips, map].join('')
+export const STYLE: string = [themes, base, bar, strips, map].join('')
 
 /** What depends on the room there is: it comes behind all other styles, those of later bundles too. */
 export const ROOM: string = room

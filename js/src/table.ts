@@ -15,19 +15,29 @@ export interface Table {
   step: number
   /** Axes that are held at one value (the chosen head of a pattern map). */
   fixed: Cell
+  /** How many rows the map has; `rows` may be some of them. */
+  whole: number
+  /** Rows stand in another order than the map's, so neighbours need not belong together. */
+  sorted: boolean
 }
 
 const COLUMN_ORDER = ['src', 'pos', 'dest', 'head', 'layer']
 
-/** Lays a map out; of a map with `dest` and `src` only the chosen layer and head is shown. */
-export function layOut(map: HeatMap, chosen: Cell | null): Table {
+/** Axes of which one value is shown at a time: those of the head in a map of patterns. */
+export const heldAxes = (dims: readonly string[]): string[] =>
+  dims.includes('dest') && dims.includes('src') ? dims.filter((a) => a === 'layer' || a === 'head') : []
+
+/**
+ * Lays a map out; of a map with `dest` and `src` only the chosen layer and head is shown.
+ * `order` names the rows to show and their order, by their numbers in the map.
+ */
+export function layOut(map: HeatMap, chosen: Cell | null, order: readonly number[] | null = null): Table {
   const dims = map.dims
   const col =
     dims.length === 1
       ? (dims[0] as string)
       : (COLUMN_ORDER.find((a) => dims.includes(a)) ?? (dims.at(-1) as string))
-  const slice = dims.includes('dest') && dims.includes('src')
-  const held: string[] = slice ? dims.filter((a) => a === 'layer' || a === 'head') : []
+  const held = heldAxes(dims)
   const rowAxes = dims.filter((a) => a !== col && !held.includes(a))
   const strides = dims.map((_, i) => map.shape.slice(i + 1).reduce((a, b) => a * b, 1))
   const fixed: Cell = {}
@@ -50,6 +60,8 @@ export function layOut(map: HeatMap, chosen: Cell | null): Table {
       })),
     )
   }
+  const whole = rows.length
+  if (order) rows = order.flatMap((r) => rows[r] ?? [])
   return {
     map,
     col,
@@ -59,6 +71,8 @@ export function layOut(map: HeatMap, chosen: Cell | null): Table {
     start: rows.map((r) => r.at),
     step: strides[dims.indexOf(col)] as number,
     fixed,
+    whole,
+    sorted: !!order?.some((r, i) => i > 0 && r < (order[i - 1] as number)),
   }
 }
 
@@ -105,6 +119,7 @@ export function unravel(map: HeatMap, index: number): Cell {
 
 /** Flat index of the largest |effect|, 0 when there is none. */
 export function strongest(map: HeatMap): number {
+  if (map.best !== undefined) return map.best
   let best = 0
   let most = -1
   map.effect.forEach((v, i) => {
@@ -113,6 +128,7 @@ export function strongest(map: HeatMap): number {
       best = i
     }
   })
+  map.best = best
   return best
 }
 

@@ -7,7 +7,6 @@ import { hold, keys } from './gestures'
 import { Inspector } from './inspector'
 import type { Views } from './load'
 import steps from './path_buttons.css?inline'
-import { handExports, saveHere } from './save'
 import { Quadrants } from './scatter'
 import side from './side.css?inline'
 
@@ -18,7 +17,6 @@ export const bundle: Views = {
   scatter: Quadrants,
   hold,
   keys,
-  save: saveHere,
   asks: [askForAttention, askForCells],
-  starts: [handExports, quiet],
+  starts: [quiet],
 }

@@ -118,6 +118,10 @@ export interface HeatMap {
   estimate?: boolean
   effect: Float32Array
   state: Uint8Array
+  /** Index of the largest |effect| once it was looked for. */
+  best?: number
+  /** Of a difference of two maps: the two. */
+  parts?: readonly [HeatMap, HeatMap]
 }
 
 export interface Attention {

@@ -16,6 +16,10 @@ export function finding(map: HeatMap, cell: Cell): string {
   const state = map.state[index] ?? State.NotRun
   const effect = map.effect[index] ?? Number.NaN
   if (Number.isNaN(effect)) return reason(state) || 'no value'
+  if (map.parts) {
+    const [one, other] = map.parts.map((m) => readNumber((m.effect[index] ?? Number.NaN) / yardstick(m).by))
+    return `${readNumber(effect)} of the gap, ${one} minus ${other}`
+  }
   const { by, share } = yardstick(map)
   const amount = `${readNumber(effect)} ${plural(map.unit, effect)}`.trim()
   const text = share

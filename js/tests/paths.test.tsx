@@ -129,7 +129,13 @@ describe('the layout', () => {
     for (const axis of ['sender', 'receiver'] as const) {
       const map = whole(axis)
       const layout = layOutPaths(axis, MODEL, 700, false)
-      const look = { theme: 'light', limit: 1, font: 'x', background: '#fff', narrow: false } as const
+      const look = {
+        theme: 'light',
+        scale: { limit: 1, log: false },
+        font: 'x',
+        background: '#fff',
+        narrow: false,
+      } as const
       const painted = parts(map, layout, look).flatMap(({ scene: { table } }) =>
         table.start.flatMap((start) => table.cols.map((_, c) => start + c * table.step)),
       )

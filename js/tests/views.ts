@@ -3,9 +3,11 @@ import { bundle as circuit } from '../src/circuit_tab'
 import { bundle as editor } from '../src/editor_tab'
 import { keep } from '../src/load'
 import { bundle as paths } from '../src/paths_tab'
+import { bundle as tools } from '../src/tools_tab'
 import { bundle as views } from '../src/views'
 
 keep('views', Promise.resolve(views))
 keep('editor', Promise.resolve(editor))
+keep('tools', Promise.resolve(tools))
 keep('paths', Promise.resolve(paths))
 keep('circuit', Promise.resolve(circuit))

@@ -1,12 +1,13 @@
 """What is on a workbench's controls, as a value: what to run, where finished runs are kept, how to say it again."""
 
+import shlex
 import traceback
 from dataclasses import dataclass, replace
 from typing import Any
 
 from nbpatch.corruption import SOURCES, AnyCorruption, corruption_named
 from nbpatch.errors import NbpatchError, PlanError
-from nbpatch.metrics import Metric, as_metrics
+from nbpatch.metrics import METRICS, Metric, as_metrics
 from nbpatch.plan import COUNTERFACTUAL, DIRECTIONS, directions_of
 from nbpatch.prompts import Pairs, PromptPair
 from nbpatch.sites import default_over, parse_over
@@ -39,6 +40,10 @@ class Ask:
         """The one direction asked for, or both."""
         return DIRECTIONS if self.direction == "both" else (self.direction,)
 
+    def shown_first(self) -> list[str]:
+        """Returns the names of the metrics, the one on screen first: a widget shows the first of its result."""
+        return sorted((one.name for one in self.metrics), key=lambda name: name != self.metric)
+
     def sweep(self, direction: str) -> tuple[Any, ...]:
         """Returns what the run in one direction is kept under."""
         metrics = tuple(metric.name for metric in self.metrics)
@@ -70,13 +75,14 @@ def changed(ask: Ask, message: Message) -> Ask:
 def as_python(ask: Ask, model: str) -> str:
     """Returns Python that makes what is on screen."""
     pairs = ",\n    ".join(map(_pair_as_python, ask.pairs))
-    metrics = [metric.name for metric in ask.metrics]
+    # A function of the notebook goes by its name there, a metric of nbpatch by a text.
+    metrics = ", ".join(repr(name) if name in METRICS else name for name in ask.shown_first())
     return (
         "import nbpatch as nbp\n\n"
         f"model = nbp.load({model!r})\n"
         f"pairs = nbp.Pairs([\n    {pairs},\n])\n"
         f"result = nbp.patch(model, pairs, {ask.component!r}, over={' '.join(ask.over)!r}, "
-        f"direction={ask.direction!r}, metric={metrics!r}{_source_as_python(ask.corruption)})\n"
+        f"direction={ask.direction!r}, metric=[{metrics}]{_source_as_python(ask.corruption)})\n"
         "result\n"
     )
 
@@ -87,9 +93,9 @@ def as_magic(ask: Ask, model: str) -> str:
     Raises:
         PlanError: values come from a dataset of its own, which no cell can name.
     """
-    metrics = " ".join(metric.name for metric in ask.metrics)
+    metrics = " ".join(ask.shown_first())
     sweep = f'--component {ask.component} --over "{" ".join(ask.over)}" --direction {ask.direction}'
-    head = f"%%patch --model {model} {sweep} --metric {metrics}{_source_as_option(ask.corruption)}"
+    head = f"%%patch --model {shlex.quote(model)} {sweep} --metric {metrics}{_source_as_option(ask.corruption)}"
     return head + "\n" + "\n\n".join(map(_pair_as_lines, ask.pairs)) + "\n"
 
 

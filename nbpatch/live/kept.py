@@ -44,7 +44,8 @@ class Kept:
         found = [part for part in parts if part is not None]
         if len(found) == 1:
             return found[0]
-        data = xr.concat([part.data for part in found], "direction", join="exact", coords="different", compat="equals")
+        # Cells have a state in each direction, also where both are alike.
+        data = xr.concat([part.data for part in found], "direction", join="exact", coords=["state"], compat="equals")
         data = data.assign_coords(direction=list(ask.directions))
         provenance = {**found[-1].provenance, "direction": "both"}
         warnings = dict.fromkeys(w for part in found for w in part.warnings if not w.startswith("One direction only"))

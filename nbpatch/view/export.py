@@ -10,7 +10,10 @@ from pathlib import Path
 from nbpatch.errors import ResultError
 from nbpatch.result import Result
 from nbpatch.view.payload import VERSION, Message, attention_message, describe, maps_of, to_base64
-from nbpatch.view.widgets import BUNDLE, LATER, STATIC
+from nbpatch.view.widgets import BUNDLE, STATIC
+
+PAGE = ("views", "tools")
+"""The later bundles that work without a kernel."""
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -32,24 +35,30 @@ _PAGE = """<!DOCTYPE html>
 """
 
 
-def document(results: Sequence[Result], attention: Result | None = None, *, pair: int = 0) -> Message:
+def document(
+    results: Sequence[Result], attention: Result | None = None, *, pair: int = 0, metric: str | None = None
+) -> Message:
     """Returns everything a page without a kernel needs: the description and every map of the given sweeps.
 
     Args:
         results: sweeps of the same pairs; the first is shown first, the others are behind the toggles.
-        attention: patterns of the pairs, if they are to be shown.
+        attention: patterns of all pairs, or of the shown one alone, if they are to be shown.
+        pair, metric: what is shown first; the first metric by default. Maps of other metrics stand behind the toggles.
     """
     maps = [one.document() for result in results for name in result.metrics for one in maps_of(result, name, pair=pair)]
     layers: list[Message] = []
     if attention is not None:
         for layer in range(attention.data.sizes["layer"]):
-            head, values = attention_message(attention, layer, pair=pair)
-            layers.append({**head, "data64": to_base64(values)})
-    spec = describe(results[0], pair=pair, can_run=False, works={})
+            number = pair if pair < attention.data.sizes["pair"] else 0
+            head, values = attention_message(attention, layer, pair=number)
+            layers.append({**head, "pair": pair, "data64": to_base64(values)})
+    spec = describe(results[0], pair=pair, metric=metric, can_run=False, works={})
     return {"v": VERSION, "spec": spec, "maps": maps, "attention": layers, "selection": None}
 
 
-def page(results: Sequence[Result], attention: Result | None = None, *, pair: int = 0) -> str:
+def page(
+    results: Sequence[Result], attention: Result | None = None, *, pair: int = 0, metric: str | None = None
+) -> str:
     """Returns the HTML page of one or more sweeps of the same pairs."""
     if not BUNDLE.is_file():
         raise ResultError("the front end is not built.", where="to_html", seen=str(BUNDLE.name), fix="make js")
@@ -58,12 +67,19 @@ def page(results: Sequence[Result], attention: Result | None = None, *, pair: in
         hash=base64.b64encode(hashlib.sha256(bundle.encode()).digest()).decode("ascii"),
         title=html.escape(results[0].headline()),
         text=html.escape(repr(results[0])),
-        data=script_safe(json.dumps(document(results, attention, pair=pair), allow_nan=False)),
+        data=script_safe(json.dumps(document(results, attention, pair=pair, metric=metric), allow_nan=False)),
         bundle=bundle,
     )
 
 
-def write(path: str, results: Sequence[Result], attention: Result | None = None) -> Path:
+def write(
+    path: str,
+    results: Sequence[Result],
+    attention: Result | None = None,
+    *,
+    pair: int = 0,
+    metric: str | None = None,
+) -> Path:
     """Writes the page and returns its path.
 
     Raises:
@@ -72,7 +88,7 @@ def write(path: str, results: Sequence[Result], attention: Result | None = None)
     target = Path(path).expanduser()
     if not target.parent.is_dir():
         raise ResultError("no such folder.", where="to_html", seen=str(target.parent), fix='result.to_html("map.html")')
-    target.write_text(page(results, attention), encoding="utf-8")
+    target.write_text(page(results, attention, pair=pair, metric=metric), encoding="utf-8")
     return target
 
 
@@ -83,7 +99,7 @@ def script_safe(text: str) -> str:
 
 def _script() -> str:
     """Returns all bundles as one inline module that mounts itself: each keeps its names, its exports are returned."""
-    later = ",".join(f"{name}:{_scope(STATIC / f'{name}.js')}.bundle" for name in LATER)
+    later = ",".join(f"{name}:{_scope(STATIC / f'{name}.js')}.bundle" for name in PAGE)
     data = "JSON.parse(document.getElementById('nbp-data').textContent)"
     return f"{_scope(BUNDLE)}.mountStatic(document.getElementById('nbp'),{data},{{{later}}});"
 

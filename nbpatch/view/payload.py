@@ -185,7 +185,7 @@ def describe(
         "engine": {key: made["engine"][key] for key in ("run", "exact", "seconds")},
         "can_run": can_run,
         "view": "workbench",
-        "exports": ["png", "csv", "html", "python", "magic"] if can_run else ["png", "csv"],
+        "exports": ["png", "svg", "csv", "nc", "html", "python", "magic"] if can_run else ["png", "svg", "csv"],
     }
 
 

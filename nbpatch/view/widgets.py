@@ -16,7 +16,7 @@ from nbpatch.view.payload import VERSION, Message
 
 STATIC = Path(__file__).parent / "static"
 BUNDLE = STATIC / "workbench.js"
-LATER = ("views", "editor", "paths", "circuit")
+LATER = ("views", "tools", "editor", "paths", "circuit")
 """The bundles that the page asks for when it needs them; they are in no widget's state."""
 
 Handler = Callable[[Message], None]
