@@ -10,7 +10,7 @@ import { followTheme, type Look, look } from './look'
 import { type Frame, HeatMaps } from './map'
 import type { Store } from './store'
 import { Strips } from './strips'
-import { STYLE } from './style'
+import { ROOM, STYLE } from './style'
 import { TOKENS } from './style.generated'
 
 const SIDE = 304
@@ -49,6 +49,7 @@ function App({ store, room }: { store: Store; room: Room }): Child {
       <style>{STYLE}</style>
       {views && <style>{views.style}</style>}
       {graphs && <style>{graphs.style}</style>}
+      <style>{ROOM}</style>
       <div class={view === 'workbench' ? 'inside' : 'inside alone'}>
         {view === 'workbench' ? <Whole store={store} frame={frame} /> : one(view, { store, frame })}
       </div>

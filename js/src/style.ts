@@ -16,4 +16,7 @@ const variables = (theme: 'light' | 'dark'): string => {
 
 const themes = `.nbp{${variables('light')}}.nbp[data-theme=dark]{${variables('dark')}}`
 
-export const STYLE: string = [themes, base, head, bar, strips, map, room].join('')
+export const STYLE: string = [themes, base, head, bar, strips, map].join('')
+
+/** What changes with the room there is; it comes after the styles of the later bundles, which it changes too. */
+export const ROOM: string = room
