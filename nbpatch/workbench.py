@@ -15,6 +15,7 @@ import traitlets
 
 from nbpatch.engine import Origin, run
 from nbpatch.errors import NbpatchError, PlanError, suggest
+from nbpatch.live.callbacks import Heard
 from nbpatch.live.controls import Ask, describe_error, typed
 from nbpatch.live.exports import exported
 from nbpatch.live.kept import Kept
@@ -30,7 +31,6 @@ from nbpatch.result import Result
 from nbpatch.sites import default_over, parse_over
 from nbpatch.view import export, payload, saved
 from nbpatch.view.payload import Message
-from nbpatch.view.widgets import PatchWidget
 
 _POLL = 0.02
 
@@ -43,7 +43,7 @@ _ANSWERS: dict[str, Answer] = {}
 _worker = Worker()
 
 
-class Workbench(PatchWidget):
+class Workbench(Heard):
     """Two prompts, a sweep and its linked views, alive in one notebook cell.
 
     Args:
@@ -293,7 +293,7 @@ class Workbench(PatchWidget):
         gen = self._gen
         self._wanted = ask
         self._cancelled = False
-        self._failure = None
+        self._failure = self._raised = None
         self._done.clear()
         self.error = None
         _worker.submit(self, lambda: self._work(ask, gen))
@@ -335,7 +335,7 @@ class Workbench(PatchWidget):
         if ask is self._wanted:
             self._draft = ask
         self._tell(ask, result)
-        self.error = None
+        self.error = self._raised
         self._describe()
         self._send_maps()
 
@@ -346,6 +346,7 @@ class Workbench(PatchWidget):
         ask = self._ask
         spec = payload.describe(self.result, pair=ask.pair, metric=ask.metric, can_run=True, works=works)
         self.spec = {**spec, "direction": ask.direction, "gen": self._gen}
+        self.saved = payload.small_maps(self.result, ask.metric, pair=ask.pair)
 
     def _say(self, status: Message, gen: int) -> None:
         if gen == self._gen:

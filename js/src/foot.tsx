@@ -21,10 +21,16 @@ export function Failure({ store }: { store: Store }): Child {
           {line}
         </p>
       ))}
+      {error.traceback && (
+        <details class="trace">
+          <summary>Traceback</summary>
+          <pre>{error.traceback}</pre>
+        </details>
+      )}
       {error.strips && <Apart strips={error.strips} />}
       {kept && (
         <button type="button" class="button" onClick={() => store.goBack()}>
-          Go back to the last finished sweep
+          {error.callback ? 'Close' : 'Go back to the last finished sweep'}
         </button>
       )}
     </div>

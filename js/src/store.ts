@@ -38,6 +38,8 @@ import {
 
 export type { Exported, Look, Mode, Shown } from './shown'
 
+const LOST = 'The kernel is gone. This is what was measured; run the cell again for more.'
+
 /** What the workbench shows under its header. */
 export type Tab = 'sweep' | 'paths' | 'circuit'
 
@@ -114,7 +116,9 @@ export class Store extends Asking {
       error: (error) => this.onError(error),
       selection: (cell) => this.onSelection(cell),
       message: (content, buffers) => this.onMessage(content, buffers),
+      kernel: (there) => this.onKernel(there),
     })
+    for (const one of now.saved) this.onMap(decodeMap({ v: VERSION, gen: 0, ...one }, []))
     host.send({ type: 'need' })
     this.need('views')
   }
@@ -170,6 +174,17 @@ export class Store extends Asking {
     } else if (content.type === 'map') this.onMap(decodeMap(content, buffers))
     else if (content.type === 'attention')
       this.onAttention(decodeAttention(content, buffers, this.shown.value.pair))
+  }
+
+  /** Without a kernel what is here stays, and what needs Python is off. */
+  private onKernel(there: boolean): void {
+    const told = this.host.read().spec
+    this.notice.value = there ? '' : LOST
+    this.spec.value = there ? told : { ...told, can_run: false }
+    this.pending = {}
+    if (!there && !this.current.length) this.shown.value = shownOf(told)
+    if (this.status.value.state === 'running')
+      this.status.value = { ...this.status.value, state: 'cancelled' }
   }
 
   private onMap(map: HeatMap | null): void {

@@ -56,6 +56,10 @@ export interface Trouble {
   title: string
   lines: string[]
   field?: string
+  /** What Python was doing, for an error that nobody expected. */
+  traceback?: string
+  /** A user's callback raised it; the sweep is whole. */
+  callback?: boolean
   strips?: { clean: string[]; corrupted: string[]; parts: number }
 }
 

@@ -2,6 +2,7 @@
 
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nbpatch.errors import NbpatchError
@@ -10,6 +11,7 @@ from nbpatch.plan import DIRECTIONS
 from nbpatch.prompts import Pairs, PromptPair
 from nbpatch.view.payload import Message
 
+_MOST_TRACEBACK = 20_000
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t"})
 
 
@@ -89,8 +91,11 @@ def _quoted(value: Any) -> str:
 def describe_error(error: Exception) -> Message:
     """Returns an error as the page shows it: its title, its rows, and for an unexpected one the traceback."""
     if not isinstance(error, NbpatchError):
-        last = traceback.format_exception(error)[-4:]
-        return {"title": f"{type(error).__name__}: {error}", "lines": "".join(last).splitlines(), "field": None}
+        frames = traceback.extract_tb(error.__traceback__)[-1:]
+        lines = [f"in: {Path(one.filename).name}, line {one.lineno}, {one.name}" for one in frames]
+        whole = "".join(traceback.format_exception(error))[-_MOST_TRACEBACK:]
+        title = f"{type(error).__name__}: {error}"
+        return {"title": title, "lines": lines, "field": None, "traceback": whole}
     shown = error.problems or (error,)
     lines = [f"{label}: {text}" for one in shown for label, text in one.rows()]
     title = shown[0].what if len(shown) == 1 else f"{len(shown)} problems. " + " ".join(one.what for one in shown)
