@@ -38,6 +38,8 @@ import {
 
 export type { Exported, Look, Mode, Shown } from './shown'
 
+const PATIENCE = 4000
+const SILENT = 'Python does not answer. It may be busy; if its kernel is gone, run the cell again.'
 const LOST = 'The kernel is gone. This is what was measured; run the cell again for more.'
 
 /** What the workbench shows under its header. */
@@ -98,6 +100,7 @@ export class Store extends Asking {
   private newest = 0
   private asked = new Set<string>()
   private pending: Dict = {}
+  private heard = false
   /** Takes the store off its host. */
   readonly close: () => void
 
@@ -121,6 +124,16 @@ export class Store extends Asking {
     for (const one of now.saved) this.onMap(decodeMap({ v: VERSION, gen: 0, ...one }, []))
     host.send({ type: 'need' })
     this.need('views')
+    if (!host.live) return
+    // A widget restored from a saved notebook sends into the void, and no host says so.
+    const silent = setTimeout(() => {
+      if (!this.heard && !this.notice.value) this.notice.value = SILENT
+    }, PATIENCE)
+    const off = this.close
+    this.close = () => {
+      clearTimeout(silent)
+      off()
+    }
   }
 
   // ---- from Python
@@ -164,6 +177,8 @@ export class Store extends Asking {
   }
 
   private onMessage(content: Dict, buffers: Buffers): void {
+    this.heard = true
+    if (this.notice.value === SILENT) this.notice.value = ''
     if (Number(content.v) > VERSION) return this.warnNewer(Number(content.v))
     if (content.v !== VERSION) return
     if (content.type === 'bundle') return this.onBundle(content, bytesOf(content, buffers, 0))

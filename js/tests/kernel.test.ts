@@ -1,4 +1,4 @@
-import { afterEach, beforeEach, expect, it } from 'vitest'
+import { afterEach, beforeEach, expect, it, vi } from 'vitest'
 import bundle from '../src/index'
 import type { Dict } from '../src/wire'
 import {
@@ -79,6 +79,25 @@ it('shows the maps of its saved state before Python says anything', async () => 
   cleanup = bundle.render({ model, el })
   await settle()
   expect(get('nbp-heatmap').dataset).toMatchObject({ rows: '2', cols: '5' })
+})
+
+it('says when Python does not answer, until it does', async () => {
+  vi.useFakeTimers()
+  try {
+    model = fakeModel()
+    cleanup = bundle.render({ model, el })
+    await vi.advanceTimersByTimeAsync(3000)
+    expect(get('nbp-status').textContent).not.toMatch(/does not answer/)
+    await vi.advanceTimersByTimeAsync(2000)
+    expect(get('nbp-status').textContent).toMatch(/^Python does not answer/)
+    model.post(head(), BUFFERS())
+    await vi.advanceTimersByTimeAsync(1)
+    expect(get('nbp-status').textContent).not.toMatch(/does not answer/)
+    cleanup()
+    expect(vi.getTimerCount()).toBe(0)
+  } finally {
+    vi.useRealTimers()
+  }
 })
 
 it("shows a callback's error with its traceback on request", async () => {

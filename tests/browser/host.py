@@ -27,15 +27,14 @@ FLAGS = [
     "--disable-sync",
 ]
 
-LAB_OPTIONS = [
+SERVER_OPTIONS = [
     "--no-browser",
     "--allow-root",
     "--ServerApp.ip=127.0.0.1",
-    "--LabApp.expose_app_in_browser=True",
-    "--LabApp.news_url=None",
-    "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-    "--LabApp.extension_manager=readonly",
 ]
+
+ROOT = Path(__file__).parents[2]
+KERNELS = ROOT / "build" / "kernels"
 
 LOCAL = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:")
 
@@ -46,10 +45,37 @@ def free_port():
         return probe.getsockname()[1]
 
 
-class Lab:
-    """The server: started on entry, stopped by its process group on exit."""
+def other_kernel(version):
+    """Returns a folder with another ipykernel, to stand in front of the path; the environment stays as it is."""
+    folder = KERNELS / f"ipykernel-{version}"
+    if not (folder / "ipykernel").is_dir():
+        command = [sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-deps"]
+        made = subprocess.run(
+            [*command, "--target", folder, f"ipykernel=={version}"], capture_output=True, text=True, check=False
+        )
+        if made.returncode:
+            pytest.fail(made.stderr) if os.environ.get("CI") else pytest.skip(f"no ipykernel {version} to be had")
+    return folder
 
-    def __init__(self, folder):
+
+class Lab:
+    """The server of JupyterLab: started on entry, stopped by its process group on exit.
+
+    Args:
+        first: folders in front of the path of server and kernels.
+        save_widgets: write the state of widgets into notebooks, which is off unless one asks for it.
+    """
+
+    module = "jupyterlab"
+    page = "lab/tree"
+    options = (
+        "--LabApp.expose_app_in_browser=True",
+        "--LabApp.news_url=None",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        "--LabApp.extension_manager=readonly",
+    )
+
+    def __init__(self, folder, *, first=(), save_widgets=False):
         self.root = folder / "notebooks"
         self.root.mkdir()
         self.log = folder / "server.log"
@@ -60,16 +86,21 @@ class Lab:
             **{f"JUPYTER_{kind}_DIR": str(folder / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")},
             "IPYTHONDIR": str(folder / "ipython"),
             "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "PYTHONPATH": os.pathsep.join(map(str, [*first, ROOT, Path(__file__).parent])),
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         }
 
         settings = folder / "config" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
         settings.mkdir(parents=True)
         (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+        if save_widgets:
+            settings = settings.parents[1] / "@jupyter-widgets" / "jupyterlab-manager"
+            settings.mkdir(parents=True)
+            (settings / "plugin.jupyterlab-settings").write_text('{"saveState": true}')
 
     def __enter__(self):
-        command = [sys.executable, "-m", "jupyterlab", *LAB_OPTIONS, f"--ServerApp.root_dir={self.root}"]
+        command = [sys.executable, "-m", self.module, *SERVER_OPTIONS, *self.options]
+        command += [f"--ServerApp.root_dir={self.root}"]
         command += [f"--ServerApp.port={self.url.rsplit(':', 1)[1]}", f"--IdentityProvider.token={self.token}"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -94,7 +125,7 @@ class Lab:
                 urllib.request.urlopen(f"{self.url}/api/status?token={self.token}", timeout=5).close()
                 return
             time.sleep(0.2)
-        raise RuntimeError("JupyterLab did not start:\n" + self.log.read_text())
+        raise RuntimeError(f"{self.module} did not start:\n" + self.log.read_text())
 
     def write(self, name, *cells):
         """Writes a notebook of code cells and returns its name."""
@@ -102,6 +133,14 @@ class Lab:
         book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(book, self.root / name)
         return name
+
+
+class Notebook(Lab):
+    """The server of Notebook 7."""
+
+    module = "notebook"
+    page = "notebooks"
+    options = ("--JupyterNotebookApp.expose_app_in_browser=True",)
 
 
 class Book:
@@ -120,9 +159,25 @@ class Book:
             self.errors.append(f"console: {message.text} ({message.location.get('url', '')})")
 
     def open(self):
-        self.page.goto(f"{self.lab.url}/lab/tree/{self.name}?reset&token={self.lab.token}")
+        self.page.goto(f"{self.lab.url}/{self.lab.page}/{self.name}?reset&token={self.lab.token}")
         self.wait_for_kernel()
         return self
+
+    def restart(self):
+        """Restarts the kernel and forgets how often cells were run."""
+        self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+        self.wait_for_kernel()
+        self.page.evaluate(
+            """() => {
+                for (const cell of window.jupyterapp.shell.currentWidget.content.widgets)
+                    if (cell.model.type === 'code') cell.model.executionCount = null;
+            }"""
+        )
+
+    def close_kernel(self):
+        """Saves the notebook and ends its kernel."""
+        self.command("docmanager:save")
+        self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
 
     def reload(self):
         self.page.reload()

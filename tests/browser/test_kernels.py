@@ -1,0 +1,101 @@
+"""Cancel and supersede on the kernels people have: older ones take the page's messages only when a cell has ended."""
+
+import json
+import time
+
+import pytest
+from host import Book, Lab, other_kernel
+
+SETUP = """\
+import time
+import nbpatch as nbp
+from nbpatch.engine import frontier
+from nbpatch.workbench import Workbench
+
+plain = frontier.Walk
+slow = [True]
+def walk(*rows, **options):
+    time.sleep(0.05 if slow[0] else 0)
+    return plain(*rows, **options)
+frontier.Walk = walk
+frontier.MOST_TOKENS = 64
+pair = nbp.PromptPair(
+    "When Mary and John went to the store, John gave a drink to",
+    "When Mary and John went to the store, Mary gave a drink to",
+    " Mary",
+    " John",
+)
+wb = Workbench(nbp.load("tiny"), pair, "pattern", "layer head dest src")
+bench = lambda: wb
+"""
+COUNTS = "{str(k): int((wb.result.data['state'] == k).sum()) for k in (0, 2)}"
+GOES = """() => {
+    const bar = document.querySelector('[data-testid=nbp-progress]');
+    return Number(bar?.getAttribute('aria-valuenow')) > 0 && !!document.querySelector('[data-testid=nbp-cancel]');
+}"""
+
+
+@pytest.fixture(scope="module", params=["6.31.0", "7.3.0"])
+def book(request, chromium, tmp_path_factory):
+    folder = other_kernel(request.param)
+    with Lab(tmp_path_factory.mktemp("kernel"), first=[folder]) as lab:
+        page = chromium.new_page(viewport={"width": 1400, "height": 1400})
+        opened = Book(lab, page, lab.write("kernel.ipynb", SETUP, "wb", "wb.run()")).open()
+        opened.version = request.param
+        opened.run(0)
+        opened.run(1)
+        opened.part("nbp-heatmap").wait_for(timeout=30_000)
+        yield opened
+        page.close()
+
+
+def seconds_until(book, state):
+    begun = time.monotonic()
+    book.page.wait_for_function(
+        "state => document.querySelector('[data-testid=nbp-status]').dataset.state === state",
+        arg=state,
+        timeout=30_000,
+        polling=10,
+    )
+    return time.monotonic() - begun
+
+
+def test_it_is_the_kernel_it_should_be(book):
+    assert book.python("__import__('ipykernel').__version__") == book.version
+
+
+def test_cancel_keeps_what_is_finished(book):
+    book.part("nbp-run").click()
+    book.page.wait_for_function(GOES, timeout=60_000)
+    book.part("nbp-cancel").click()
+    took = seconds_until(book, "cancelled")
+    print(f"\nipykernel {book.version}: cancelled {1000 * took:.0f} ms after the click")
+    counts = book.python(COUNTS)
+    assert counts["0"] > 0
+    assert counts["2"] > 0
+
+
+def test_a_newer_question_takes_the_place_of_a_running_one(book):
+    book.part("nbp-run").click()
+    book.page.wait_for_function(GOES, timeout=60_000)
+    book.python("slow.__setitem__(0, False)")
+    book.select("nbp-component", "z")
+    book.turn("noising")
+    book.eventually("[wb.result.provenance[k] for k in ('component', 'direction')]", ["z", "noising"])
+    book.eventually("wb.status['state']", "done")
+    assert book.python(COUNTS)["2"] == 0
+    book.python("slow.__setitem__(0, True)")
+
+
+def test_a_cell_that_waits_for_its_run_can_be_ended(book):
+    book.python("[setattr(wb, 'component', 'pattern'), wb.cancel()][1]")
+    book.eventually("wb.status['state']", "cancelled")
+    book.start(2)
+    book.page.wait_for_function(GOES, timeout=60_000)
+    if book.version.startswith("7"):
+        book.part("nbp-cancel").click()
+    else:
+        book.command("notebook:interrupt-kernel")
+    book.wait_until_idle(15)
+    counts = book.python(COUNTS)
+    assert counts["2"] > 0, json.dumps(counts)
