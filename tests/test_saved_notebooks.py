@@ -1,4 +1,4 @@
-"""A notebook with a widget, as it is saved and as nbconvert writes it: the picture is there, nothing is fetched for it."""
+"""A notebook with a widget, as it is saved and as nbconvert writes it: the picture is there, nothing is fetched."""
 
 import json
 import re
@@ -51,7 +51,7 @@ def test_converted_without_state_the_picture_stands_for_the_widget(book: Any) ->
 
 
 def test_converted_with_state_the_widget_takes_the_pictures_place_with_its_maps(book: Any) -> None:
-    """nbconvert prefers a widget whose state is saved; that page needs a network, and `nbpatch strip` before avoids it."""
+    """nbconvert prefers a widget whose state is saved; that page needs a network, and `nbpatch strip` avoids it."""
     page = html(book)
     assert "widget-view+json" in page.split("<body", 1)[1]
     assert page.count('"effect64"') == 2

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,6 +35,7 @@ SERVER_OPTIONS = [
 ]
 
 ROOT = Path(__file__).parents[2]
+OURS = os.pathsep.join(map(str, [ROOT, Path(__file__).parent]))
 KERNELS = ROOT / "build" / "kernels"
 
 LOCAL = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:")
@@ -45,16 +47,24 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def other_kernel(version):
-    """Returns a folder with another ipykernel, to stand in front of the path; the environment stays as it is."""
-    folder = KERNELS / f"ipykernel-{version}"
-    if not (folder / "ipykernel").is_dir():
+COLAB = (
+    "anywidget==0.9.21", "backcall==0.2.0", "decorator==5.3.1", "ipykernel==6.17.1", "ipython==7.34.0",
+    "ipython_genutils==0.2.0", "ipywidgets==7.7.1", "jedi==0.19.2", "pickleshare==0.7.5",
+    "traitlets==5.7.1", "widgetsnbextension==3.6.10",
+)  # fmt: skip
+"""What Colab had in August 2026, and what those need beside what is there."""
+
+
+def other_packages(name, *pins):
+    """Returns a folder with other packages, to stand in front of a kernel's path; the environment stays as it is."""
+    folder = KERNELS / name
+    if not (folder / "complete").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
         command = [sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-deps"]
-        made = subprocess.run(
-            [*command, "--target", folder, f"ipykernel=={version}"], capture_output=True, text=True, check=False
-        )
+        made = subprocess.run([*command, "--target", folder, *pins], capture_output=True, text=True, check=False)
         if made.returncode:
-            pytest.fail(made.stderr) if os.environ.get("CI") else pytest.skip(f"no ipykernel {version} to be had")
+            pytest.fail(made.stderr) if os.environ.get("CI") else pytest.skip(f"not to be had: {' '.join(pins)}")
+        (folder / "complete").touch()
     return folder
 
 
@@ -62,7 +72,7 @@ class Lab:
     """The server of JupyterLab: started on entry, stopped by its process group on exit.
 
     Args:
-        first: folders in front of the path of server and kernels.
+        first: a folder of packages for the kernels, which have them before those of the environment.
         save_widgets: write the state of widgets into notebooks, which is off unless one asks for it.
     """
 
@@ -75,7 +85,7 @@ class Lab:
         "--LabApp.extension_manager=readonly",
     )
 
-    def __init__(self, folder, *, first=(), save_widgets=False):
+    def __init__(self, folder, *, first=None, save_widgets=False):
         self.root = folder / "notebooks"
         self.root.mkdir()
         self.log = folder / "server.log"
@@ -86,10 +96,19 @@ class Lab:
             **{f"JUPYTER_{kind}_DIR": str(folder / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")},
             "IPYTHONDIR": str(folder / "ipython"),
             "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": os.pathsep.join(map(str, [*first, ROOT, Path(__file__).parent])),
+            "PYTHONPATH": OURS,
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         }
 
+        if first is not None:
+            kernel = folder / "path" / "kernels" / "python3"
+            kernel.mkdir(parents=True)
+            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            spec = {"argv": argv, "display_name": "Python 3", "language": "python"}
+            spec["env"] = {"PYTHONPATH": os.pathsep.join([str(first), OURS])}
+            (kernel / "kernel.json").write_text(json.dumps(spec))
+            # Kernel and page need the same anywidget.
+            self.environment["JUPYTER_PATH"] = os.pathsep.join([str(folder / "path"), str(first / "share" / "jupyter")])
         settings = folder / "config" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
         settings.mkdir(parents=True)
         (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')

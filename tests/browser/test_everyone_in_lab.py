@@ -17,7 +17,10 @@ CONTROLS = (
 FOCUSED = """() => {
     const here = document.activeElement, root = document.querySelector('[data-testid=nbp-root]');
     if (!root.contains(here)) return null;
-    const ringed = node => { const s = getComputedStyle(node); return s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) >= 1; };
+    const ringed = node => {
+        const s = getComputedStyle(node);
+        return s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) >= 1;
+    };
     const around = [];
     for (let n = here; n && n !== root; n = n.parentElement) around.push(n);
     const field = here.matches('input:not([type=radio]), textarea');

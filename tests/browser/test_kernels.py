@@ -4,7 +4,7 @@ import json
 import time
 
 import pytest
-from host import Book, Lab, other_kernel
+from host import COLAB, Book, Lab, other_packages
 
 SETUP = """\
 import time
@@ -35,13 +35,21 @@ GOES = """() => {
 }"""
 
 
-@pytest.fixture(scope="module", params=["6.31.0", "7.3.0"])
+OTHERS = {
+    "ipykernel-6.31.0": ("ipykernel==6.31.0",),
+    "ipykernel-7.3.0": ("ipykernel==7.3.0",),
+    "colab": COLAB,
+}
+
+
+@pytest.fixture(scope="module", params=list(OTHERS))
 def book(request, chromium, tmp_path_factory):
-    folder = other_kernel(request.param)
-    with Lab(tmp_path_factory.mktemp("kernel"), first=[folder]) as lab:
+    folder = other_packages(request.param, *OTHERS[request.param])
+    with Lab(tmp_path_factory.mktemp("kernel"), first=folder) as lab:
         page = chromium.new_page(viewport={"width": 1400, "height": 1400})
         opened = Book(lab, page, lab.write("kernel.ipynb", SETUP, "wb", "wb.run()")).open()
-        opened.version = request.param
+        opened.pins = dict(pin.split("==") for pin in OTHERS[request.param])
+        opened.version = opened.pins["ipykernel"]
         opened.run(0)
         opened.run(1)
         opened.part("nbp-heatmap").wait_for(timeout=30_000)
@@ -60,8 +68,21 @@ def seconds_until(book, state):
     return time.monotonic() - begun
 
 
-def test_it_is_the_kernel_it_should_be(book):
-    assert book.python("__import__('ipykernel').__version__") == book.version
+def test_the_kernel_has_the_packages_it_should_have(book):
+    for name in {"ipykernel", "anywidget", "ipywidgets"} & set(book.pins):
+        assert book.python(f"__import__({name!r}).__version__") == book.pins[name]
+
+
+def test_what_the_page_selects_reaches_python_and_back(book):
+    book.part("nbp-heatmap").focus()
+    for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
+        book.page.keyboard.press(key)
+    book.page.wait_for_timeout(300)
+    selection = book.python("wb.selection")
+    assert selection is not None
+    assert set(selection) == {"layer", "head", "dest", "src"}
+    book.python("[setattr(wb, 'selection', {'layer': 2, 'head': 1, 'dest': 5, 'src': 3})] and None")
+    book.wait_for_text(book.part("nbp-readout"), r"(?i)layer 2.*head 1")
 
 
 def test_cancel_keeps_what_is_finished(book):

@@ -43,14 +43,17 @@ CLICKS = """\
 async count => {
     const root = document.querySelector('[data-testid=nbp-root]');
     let slow = 0;
-    const watch = new PerformanceObserver(list => { for (const e of list.getEntries()) slow = Math.max(slow, e.duration) });
+    const watch = new PerformanceObserver(list => {
+        for (const one of list.getEntries()) slow = Math.max(slow, one.duration);
+    });
     watch.observe({entryTypes: ['longtask']});
     for (let i = 0; i < count; i++) {
         const toggles = root.querySelectorAll('[data-testid=nbp-direction] input');
         if (i % 10 === 9) toggles[Math.floor(i / 10) % 3].click();
         else {
             const canvas = root.querySelector('[data-testid=nbp-heatmap] canvas'), box = canvas.getBoundingClientRect();
-            const at = {clientX: box.x + box.width * ((i * 7) % 16 + 0.5) / 16, clientY: box.y + box.height * ((i * 3) % 8 + 0.5) / 8};
+            const x = ((i * 7) % 16 + 0.5) / 16, y = ((i * 3) % 8 + 0.5) / 8;
+            const at = {clientX: box.x + box.width * x, clientY: box.y + box.height * y};
             canvas.dispatchEvent(new MouseEvent('click', {bubbles: true, ...at}));
         }
         await new Promise(done => setTimeout(done, 4));
