@@ -82,6 +82,18 @@ def test_the_tab_key_reaches_every_control_and_each_shows_that_it_is_there(book)
     assert nameless == []
 
 
+def test_keys_on_a_button_press_it_and_leave_the_notebook_alone(book):
+    before = book.cells(), book.active()
+    button = book.page.locator(".nbp .dashed").first
+    button.focus()
+    book.page.keyboard.press("Enter")
+    assert book.page.evaluate("() => document.activeElement.dataset.testid") == "nbp-component"
+    button.focus()
+    for key in ("d", "d", "b", "m", "x"):
+        book.page.keyboard.press(key)
+    assert (book.cells(), book.active()) == before
+
+
 def test_what_changes_is_said(book):
     for name in ("nbp-status", "nbp-readout"):
         assert book.part(name).get_attribute("aria-live") == "polite", name
