@@ -1,6 +1,5 @@
 """Cancel and supersede on the kernels people have: older ones take the page's messages only when a cell has ended."""
 
-import json
 import time
 
 import pytest
@@ -47,7 +46,7 @@ def book(request, chromium, tmp_path_factory):
     folder = other_packages(request.param, *OTHERS[request.param])
     with Lab(tmp_path_factory.mktemp("kernel"), first=folder) as lab:
         page = chromium.new_page(viewport={"width": 1400, "height": 1400})
-        opened = Book(lab, page, lab.write("kernel.ipynb", SETUP, "wb", "wb.run()")).open()
+        opened = Book(lab, page, lab.write("kernel.ipynb", SETUP, "wb")).open()
         opened.pins = dict(pin.split("==") for pin in OTHERS[request.param])
         opened.version = opened.pins["ipykernel"]
         opened.run(0)
@@ -106,17 +105,3 @@ def test_a_newer_question_takes_the_place_of_a_running_one(book):
     book.eventually("wb.status['state']", "done")
     assert book.python(COUNTS)["2"] == 0
     book.python("slow.__setitem__(0, True)")
-
-
-def test_a_cell_that_waits_for_its_run_can_be_ended(book):
-    book.python("[setattr(wb, 'component', 'pattern'), wb.cancel()][1]")
-    book.eventually("wb.status['state']", "cancelled")
-    book.start(2)
-    book.page.wait_for_function(GOES, timeout=60_000)
-    if book.version.startswith("7"):
-        book.part("nbp-cancel").click()
-    else:
-        book.command("notebook:interrupt-kernel")
-    book.wait_until_idle(15)
-    counts = book.python(COUNTS)
-    assert counts["2"] > 0, json.dumps(counts)
