@@ -84,7 +84,7 @@ export function Footer({ store }: { store: Store }): Child {
   const shown = store.shown.value
   const idle = state === 'idle' || (state === 'done' && !text)
   return (
-    <footer class={store.error.value ? 'bad' : ''}>
+    <footer role="group" aria-label="State" class={store.error.value ? 'bad' : ''}>
       <span data-testid="nbp-status" aria-live="polite" data-state={state}>
         {store.notice.value || (idle ? text || counts(store.current) : text)}
       </span>

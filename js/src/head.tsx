@@ -30,7 +30,7 @@ export function Header({ store }: { store: Store }): Child {
     )
   }
   return (
-    <header class="top">
+    <header class="top" role="group" aria-label="Pair and model">
       <Tabs store={store} />
       {turn(-1)}
       <span class="pairname">
