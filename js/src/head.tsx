@@ -30,7 +30,7 @@ export function Header({ store }: { store: Store }): Child {
     )
   }
   return (
-    <header class="top" role="group" aria-label="Pair and model">
+    <div class="top">
       <Tabs store={store} />
       {turn(-1)}
       <span class="pairname">
@@ -46,7 +46,7 @@ export function Header({ store }: { store: Store }): Child {
         </span>
       </span>
       <Export store={store} />
-    </header>
+    </div>
   )
 }
 
