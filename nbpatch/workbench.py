@@ -18,9 +18,10 @@ from nbpatch.engine import Origin, run
 from nbpatch.engine.staged import run_in_stages
 from nbpatch.errors import NbpatchError, PlanError, suggest
 from nbpatch.graph import Circuit
-from nbpatch.live import circuits
+from nbpatch.live import cells, circuits
 from nbpatch.live.answering import reply
 from nbpatch.live.answers import ANSWERS
+from nbpatch.live.callbacks import Heard
 from nbpatch.live.controls import Ask, changed, describe_error
 from nbpatch.live.editing import Editing
 from nbpatch.live.exports import exported
@@ -40,7 +41,6 @@ from nbpatch.result import Result
 from nbpatch.sites import parse_over
 from nbpatch.view import export, payload, saved
 from nbpatch.view.payload import Message
-from nbpatch.view.widgets import PatchWidget
 
 _POLL = 0.02
 
@@ -48,7 +48,7 @@ _CONTROLS = ("component", "direction", "metric", "corruption")
 """The controls that are traits: set in Python, by a link or on the page."""
 
 
-class Workbench(PatchWidget):
+class Workbench(Heard):
     """Two prompts, a sweep and its linked views, alive in one notebook cell.
 
     Args:
@@ -322,7 +322,7 @@ class Workbench(PatchWidget):
             self._editing.note(ask.pairs)
         self._wanted = ask
         self._cancelled = False
-        self._failure = None
+        self._failure = self._raised = None
         self._done.clear()
         self.error = None
         KERNEL.submit(self, lambda: self._work(ask, gen))
@@ -381,7 +381,7 @@ class Workbench(PatchWidget):
         """Puts a result on screen: controls first, then its maps."""
         self._tell(ask, result)
         self._editing.ran(ask.pairs)
-        self.error = None
+        self.error = self._raised
         self._describe()
         self._send_maps()
 
@@ -393,6 +393,7 @@ class Workbench(PatchWidget):
         spec = payload.describe(self.result, pair=ask.pair, metric=ask.metric, can_run=True, works=works)
         more = {"direction": ask.direction, "gen": self._gen, "history": self._editing.describe()}
         self.spec = {**spec, **more}
+        self.saved = payload.small_maps(self.result, ask.metric, pair=ask.pair)
 
     def _say(self, status: Message, gen: int) -> None:
         if gen == self._gen:

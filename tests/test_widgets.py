@@ -32,10 +32,11 @@ def test_small_state_is_synced_and_numbers_are_not() -> None:
         "selection",
         "status",
         "error",
+        "saved",
         "schema_version",
         "base64_buffers",
     }
-    assert synced == {"spec", "selection", "status", "error", "schema_version"}
+    assert synced == {"spec", "selection", "status", "error", "saved", "schema_version"}
     assert PatchWidget().schema_version == VERSION
 
 

@@ -43,7 +43,10 @@ function App({ store, room }: { store: Store; room: Room }): Child {
       data-theme={theme}
       data-view={view}
       style={background ? { '--bg': background } : {}}
-      onKeyDown={(e) => editor?.menus.key(store, e)}
+      onKeyDown={(e) => {
+        editor?.menus.key(store, e)
+        keepKeys(e)
+      }}
     >
       <style>{STYLE}</style>
       {views && <style>{views.style}</style>}
@@ -57,6 +60,13 @@ function App({ store, room }: { store: Store; room: Room }): Child {
       </div>
     </div>
   )
+}
+
+/** Keys without a modifier stay here: "d d" on a focused button would delete a cell of JupyterLab, Enter would edit it. */
+function keepKeys(event: KeyboardEvent): void {
+  const { key } = event
+  const passes = key === 'Tab' || key === 'Escape' || (key === 'Enter' && event.shiftKey)
+  if (!(passes || event.ctrlKey || event.metaKey || event.altKey)) event.stopPropagation()
 }
 
 /** One view by itself, as a widget of its own. */

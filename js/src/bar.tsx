@@ -164,9 +164,9 @@ function Work({ store }: { store: Store }): Child {
         type="button"
         class="ghost runs"
         data-testid="nbp-run"
-        aria-label="Run"
+        aria-label={whole ? 'Run again' : 'Run'}
         disabled={off}
-        title={off ? 'No kernel: this page shows what was measured.' : 'Run again'}
+        title={off ? 'No kernel: this page shows what was measured.' : whole ? 'Run again' : 'Run'}
         onClick={() => store.host.send({ type: 'run' })}
       >
         <Play />

@@ -14,9 +14,15 @@ export function Failure({ store, frame }: ViewProps): Child {
   return (
     <div class="failure" data-testid="nbp-error" role="alert">
       {editor ? editor.failure({ store, frame }) : <b>{error.title}</b>}
+      {error.traceback && (
+        <details class="trace">
+          <summary>Traceback</summary>
+          <pre>{error.traceback}</pre>
+        </details>
+      )}
       {kept && (
         <button type="button" class="button" onClick={() => store.goBack()}>
-          Go back to the last finished sweep
+          {error.callback ? 'Close' : 'Go back to the last finished sweep'}
         </button>
       )}
     </div>
@@ -47,7 +53,7 @@ export function Footer({ store }: { store: Store }): Child {
   const shown = store.shown.value
   const idle = state === 'idle' || (state === 'done' && !text)
   return (
-    <footer class={store.error.value ? 'bad' : ''}>
+    <footer role="group" aria-label="State" class={store.error.value ? 'bad' : ''}>
       <span data-testid="nbp-status" aria-live="polite" data-state={state}>
         {store.notice.value ||
           (idle ? text || store.once('counts', store.current, () => counts(store.current)) : text)}

@@ -33,7 +33,7 @@ export function Header({ store }: { store: Store }): Child {
     )
   }
   return (
-    <header class="top" data-lm-suppress-shortcuts="true">
+    <div class="top" data-lm-suppress-shortcuts="true">
       <Tabs store={store} />
       {turn(-1)}
       <span class="pairname">
@@ -52,7 +52,7 @@ export function Header({ store }: { store: Store }): Child {
       {spec.can_run && menus?.past(store)}
       <Export store={store} />
       {store.bundles.value.tools?.corner({ store })}
-    </header>
+    </div>
   )
 }
 

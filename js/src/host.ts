@@ -32,19 +32,26 @@ export interface Events {
   selection(cell: Cell | null): void
   brushed(cells: Cell[]): void
   message(content: Dict, buffers: Buffers): void
+  /** The kernel is gone, or there again. */
+  kernel(there: boolean): void
+}
+
+/** What a new view starts from. */
+export interface Now {
+  spec: Spec
+  status: Status
+  error: Trouble | null
+  selection: Cell | null
+  brushed: Cell[]
+  version: number
+  /** Maps that are in the widget's state, so that a notebook opened without a kernel has them. */
+  saved: Dict[]
 }
 
 export interface Host {
   /** Whether there is a kernel that can run what is missing. */
   readonly live: boolean
-  read(): {
-    spec: Spec
-    status: Status
-    error: Trouble | null
-    selection: Cell | null
-    brushed: Cell[]
-    version: number
-  }
+  read(): Now
   send(content: Dict): void
   select(cell: Cell | null): void
   brush(cells: Cell[]): void
@@ -56,6 +63,17 @@ const IDLE: Status = { state: 'idle', text: '', done: 0, total: 0, gen: 0 }
 
 export function liveHost(model: Model): Host {
   let count = 0
+  let told: Events | null = null
+  /** Whether the message left the page: a comm whose kernel is gone throws. */
+  const send = (content: Dict): boolean => {
+    try {
+      model.send({ v: VERSION, id: ++count, ...content })
+      return true
+    } catch {
+      told?.kernel(false)
+      return false
+    }
+  }
   const cell = (): Cell | null => (isDict(model.get('selection')) ? (model.get('selection') as Cell) : null)
   const brushed = (): Cell[] => (model.get('brushed') as Cell[] | undefined) ?? []
   const status = (): Status => ({ ...IDLE, ...(model.get('status') as Partial<Status>) })
@@ -69,8 +87,9 @@ export function liveHost(model: Model): Host {
       selection: cell(),
       brushed: brushed(),
       version: Number(model.get('schema_version') ?? VERSION),
+      saved: (model.get('saved') as Dict[] | undefined) ?? [],
     }),
-    send: (content) => model.send({ v: VERSION, id: ++count, ...content }),
+    send: (content) => void send(content),
     select(next) {
       model.set('selection', next)
       model.save_changes()
@@ -80,6 +99,7 @@ export function liveHost(model: Model): Host {
       model.save_changes()
     },
     listen(events) {
+      told = events
       const on: [string, Listener][] = [
         ['change:spec', () => events.spec(model.get('spec') as Spec)],
         ['change:status', () => events.status(status())],
@@ -90,9 +110,11 @@ export function liveHost(model: Model): Host {
           'msg:custom',
           (content: unknown, buffers?: Buffers) => isDict(content) && events.message(content, buffers ?? []),
         ],
+        ['comm_live_update', () => send({ type: 'need' }) && events.kernel(true)],
       ]
       for (const [event, handler] of on) model.on(event, handler)
       return () => {
+        told = null
         for (const [event, handler] of on) model.off(event, handler)
       }
     },
@@ -109,6 +131,7 @@ export function staticHost(page: StaticDocument): Host {
       selection: page.selection ?? null,
       brushed: page.brushed ?? [],
       version: page.v,
+      saved: [],
     }),
     send() {},
     select() {},

@@ -40,6 +40,10 @@ import {
 export type { Exported, Look, Mode, Shown } from './shown'
 export type { Field } from './typing'
 
+const PATIENCE = 4000
+const SILENT = 'Python does not answer. It may be busy; if its kernel is gone, run the cell again.'
+const LOST = 'The kernel is gone. This is what was measured; run the cell again for more.'
+
 /** What the workbench shows under its header. */
 export type Tab = 'sweep' | 'paths' | 'circuit'
 
@@ -95,6 +99,7 @@ export class Store extends Typing {
   private newest = 0
   private asked = new Set<string>()
   private pending: Dict = {}
+  private heard = false
   /** Takes the store off its host. */
   readonly close: () => void
 
@@ -115,11 +120,23 @@ export class Store extends Typing {
       selection: (cell) => this.onSelection(cell),
       brushed: (cells) => this.brush(cells, false),
       message: (content, buffers) => this.onMessage(content, buffers),
+      kernel: (there) => this.onKernel(there),
     })
+    for (const one of now.saved) this.onMap(decodeMap({ v: VERSION, gen: 0, ...one }, []))
     host.send({ type: 'need' })
     this.need('views')
     this.need('tools')
-    if (host.live && now.spec.can_run) this.need('editor')
+    if (!host.live) return
+    if (now.spec.can_run) this.need('editor')
+    // A widget restored from a saved notebook sends into the void, and no host says so.
+    const silent = setTimeout(() => {
+      if (!this.heard && !this.notice.value) this.notice.value = SILENT
+    }, PATIENCE)
+    const off = this.close
+    this.close = () => {
+      clearTimeout(silent)
+      off()
+    }
   }
 
   // ---- from Python
@@ -166,6 +183,8 @@ export class Store extends Typing {
   }
 
   private onMessage(content: Dict, buffers: Buffers): void {
+    this.heard = true
+    if (this.notice.value === SILENT) this.notice.value = ''
     if (Number(content.v) > VERSION) return this.warnNewer(Number(content.v))
     if (content.v !== VERSION) return
     if (content.type === 'bundle') return this.onBundle(content, bytesOf(content, buffers, 0))
@@ -176,6 +195,17 @@ export class Store extends Typing {
     } else if (content.type === 'map') this.onMap(decodeMap(content, buffers))
     else if (content.type === 'attention')
       this.onAttention(decodeAttention(content, buffers, this.shown.value.pair))
+  }
+
+  /** Without a kernel what is here stays, and what needs Python is off. */
+  private onKernel(there: boolean): void {
+    const told = this.host.read().spec
+    this.notice.value = there ? '' : LOST
+    this.spec.value = there ? told : { ...told, can_run: false }
+    this.pending = {}
+    if (!there && !this.current.length) this.shown.value = shownOf(told)
+    if (this.status.value.state === 'running')
+      this.status.value = { ...this.status.value, state: 'cancelled' }
   }
 
   private onMap(map: HeatMap | null): void {

@@ -17,5 +17,5 @@ const themes = `.nbp{${variables('light')}}.nbp[data-theme=dark]{${variables('da
 
 export const STYLE: string = [themes, base, bar, strips, map].join('')
 
-/** What depends on the room there is: it comes behind all other styles, those of later bundles too. */
+/** What changes with the room there is; it comes after the styles of the later bundles, which it changes too. */
 export const ROOM: string = room

@@ -81,6 +81,10 @@ export interface Trouble {
   field?: string
   /** The pair that could not be run, as it was typed. */
   typed?: { pair: number; texts: Record<string, string> }
+  /** What Python was doing, for an error that nobody expected. */
+  traceback?: string
+  /** A user's callback raised it; the sweep is whole. */
+  callback?: boolean
 }
 
 export interface MapKey {

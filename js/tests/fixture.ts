@@ -121,6 +121,7 @@ export interface Fake extends Model {
   count(): number
   change(name: string, value: unknown): void
   post(content: Dict, buffers?: ArrayBuffer[]): void
+  fire(event: string): void
 }
 
 export function fakeModel(first: Dict = {}): Fake {
@@ -154,6 +155,7 @@ export function fakeModel(first: Dict = {}): Fake {
       data[name] = value
       tell(`change:${name}`)
     },
+    fire: tell,
     post: (content, buffers = []) => tell('msg:custom', content, buffers),
   }
 }

@@ -3,6 +3,7 @@
 import shlex
 import traceback
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from nbpatch.corruption import SOURCES, AnyCorruption, corruption_named
@@ -13,6 +14,7 @@ from nbpatch.prompts import Pairs, PromptPair
 from nbpatch.sites import default_over, parse_over
 from nbpatch.view.payload import Message
 
+_MOST_TRACEBACK = 20_000
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t"})
 
 
@@ -146,8 +148,11 @@ def _quoted(value: Any) -> str:
 def describe_error(error: Exception) -> Message:
     """Returns an error as the page shows it: its title, its rows, and for an unexpected one the traceback."""
     if not isinstance(error, NbpatchError):
-        last = traceback.format_exception(error)[-4:]
-        return {"title": f"{type(error).__name__}: {error}", "lines": "".join(last).splitlines(), "field": None}
+        frames = traceback.extract_tb(error.__traceback__)[-1:]
+        lines = [f"in: {Path(one.filename).name}, line {one.lineno}, {one.name}" for one in frames]
+        whole = "".join(traceback.format_exception(error))[-_MOST_TRACEBACK:]
+        title = f"{type(error).__name__}: {error}"
+        return {"title": title, "lines": lines, "field": None, "traceback": whole}
     shown = error.problems or (error,)
     lines = [f"{label}: {text}" for one in shown for label, text in one.rows()]
     title = shown[0].what if len(shown) == 1 else f"{len(shown)} problems. " + " ".join(one.what for one in shown)

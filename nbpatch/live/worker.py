@@ -3,6 +3,9 @@
 import threading
 from collections.abc import Callable
 
+NAME = "nbpatch"
+"""The name of the computing thread."""
+
 
 class Worker:
     """The kernel's one computing thread. Each owner has one waiting job; a newer one takes its place."""
@@ -18,7 +21,7 @@ class Worker:
             self._jobs.pop(owner, None)
             self._jobs[owner] = job
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._work, name="nbpatch", daemon=True)
+                self._thread = threading.Thread(target=self._work, name=NAME, daemon=True)
                 self._thread.start()
             self._waiting.notify()
 

@@ -23,10 +23,14 @@ _PAGE = """<!DOCTYPE html>
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; script-src 'sha256-{hash}'; style-src 'unsafe-inline'; img-src data: blob:">
 <title>{title}</title>
-<style>html{{color-scheme:light dark}}body{{margin:0;padding:16px;font-family:system-ui,sans-serif}}</style>
+<style>html{{color-scheme:light dark}}body{{margin:0;padding:16px;font-family:system-ui,sans-serif}}
+h1{{position:absolute;width:1px;height:1px;margin:0;overflow:hidden;clip-path:inset(50%);white-space:nowrap}}</style>
 </head>
 <body>
+<main>
+<h1>{title}</h1>
 <div id="nbp"></div>
+</main>
 <noscript><pre>{text}</pre></noscript>
 <script type="application/json" id="nbp-data">{data}</script>
 <script type="module">{bundle}</script>

@@ -19,6 +19,9 @@ from nbpatch.sites import COMPONENTS, SWEEPABLE
 
 VERSION = 1
 
+MOST_SAVED = 100_000
+"""Characters of numbers that a widget's saved state may hold."""
+
 Message: TypeAlias = dict[str, Any]
 
 _MEASURED, _EXACT, _NOT_RUN, _NO_POSITION, _FAILED, _NO_PATH = range(len(STATES))
@@ -70,6 +73,14 @@ def maps_of(result: Result, metric: str | None = None, *, pair: int = 0, final: 
             build_map(values, codes, key, both, coords=coords, unit=str(data.attrs.get("unit", "")), final=final)
         )
     return maps
+
+
+def small_maps(result: Result, metric: str, *, pair: int = 0) -> list[Message]:
+    """Returns the maps of a finished sweep for the widget's saved state; none that would make a notebook heavy."""
+    if bool((result.data["state"] == _NOT_RUN).any()):
+        return []
+    found = [one.document() for one in maps_of(result, metric, pair=pair)]
+    return found if sum(len(one["effect64"]) + len(one["state64"]) for one in found) <= MOST_SAVED else []
 
 
 def key_of(made: Mapping[str, Any], direction: str) -> Message:

@@ -58,6 +58,7 @@ def show(result: Result, **options: Any) -> Any:
     widget = PatchWidget()
     widget.spec = payload.describe(result, can_run=False, works={})
     widget.status = {"state": "done", "text": "A saved result: there is no model to run further sweeps.", "gen": 0}
+    widget.saved = payload.small_maps(result, result.metrics[0])
     widget.listen(lambda message: _answer(widget, result, message))
     return widget
 

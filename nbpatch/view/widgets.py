@@ -31,6 +31,7 @@ class PatchWidget(anywidget.AnyWidget):
         brushed: cells chosen together, both ways.
         status: what is running, Python → page.
         error: what is wrong with what was asked, Python → page; None for nothing.
+        saved: the finished maps on screen where they are small, for a page that is opened again without a kernel.
         base64_buffers: send numbers as text, for hosts that lose binary buffers.
     """
 
@@ -41,6 +42,7 @@ class PatchWidget(anywidget.AnyWidget):
     brushed: Any = traitlets.List().tag(sync=True)
     status: Any = traitlets.Dict().tag(sync=True)
     error: Any = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
+    saved: Any = traitlets.List().tag(sync=True)
     schema_version = traitlets.Int(VERSION).tag(sync=True)
     base64_buffers = traitlets.Bool(False).tag(sync=False)
 

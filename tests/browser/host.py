@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,15 +28,15 @@ FLAGS = [
     "--disable-sync",
 ]
 
-LAB_OPTIONS = [
+SERVER_OPTIONS = [
     "--no-browser",
     "--allow-root",
     "--ServerApp.ip=127.0.0.1",
-    "--LabApp.expose_app_in_browser=True",
-    "--LabApp.news_url=None",
-    "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-    "--LabApp.extension_manager=readonly",
 ]
+
+ROOT = Path(__file__).parents[2]
+OURS = os.pathsep.join(map(str, [ROOT, Path(__file__).parent]))
+KERNELS = ROOT / "build" / "kernels"
 
 LOCAL = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:")
 
@@ -46,10 +47,45 @@ def free_port():
         return probe.getsockname()[1]
 
 
-class Lab:
-    """The server: started on entry, stopped by its process group on exit."""
+COLAB = (
+    "anywidget==0.9.21", "backcall==0.2.0", "decorator==5.3.1", "ipykernel==6.17.1", "ipython==7.34.0",
+    "ipython_genutils==0.2.0", "ipywidgets==7.7.1", "jedi==0.19.2", "pickleshare==0.7.5",
+    "traitlets==5.7.1", "widgetsnbextension==3.6.10",
+)  # fmt: skip
+"""What Colab had in August 2026, and what those need beside what is there."""
 
-    def __init__(self, folder):
+
+def other_packages(name, *pins):
+    """Returns a folder with other packages, to stand in front of a kernel's path; the environment stays as it is."""
+    folder = KERNELS / name
+    if not (folder / "complete").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        command = [sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-deps"]
+        made = subprocess.run([*command, "--target", folder, *pins], capture_output=True, text=True, check=False)
+        if made.returncode:
+            pytest.fail(made.stderr) if os.environ.get("CI") else pytest.skip(f"not to be had: {' '.join(pins)}")
+        (folder / "complete").touch()
+    return folder
+
+
+class Lab:
+    """The server of JupyterLab: started on entry, stopped by its process group on exit.
+
+    Args:
+        first: a folder of packages for the kernels, which have them before those of the environment.
+        save_widgets: write the state of widgets into notebooks, which is off unless one asks for it.
+    """
+
+    module = "jupyterlab"
+    page = "lab/tree"
+    options = (
+        "--LabApp.expose_app_in_browser=True",
+        "--LabApp.news_url=None",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        "--LabApp.extension_manager=readonly",
+    )
+
+    def __init__(self, folder, *, first=None, save_widgets=False):
         self.root = folder / "notebooks"
         self.root.mkdir()
         self.log = folder / "server.log"
@@ -60,16 +96,30 @@ class Lab:
             **{f"JUPYTER_{kind}_DIR": str(folder / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")},
             "IPYTHONDIR": str(folder / "ipython"),
             "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "PYTHONPATH": OURS,
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         }
 
+        if first is not None:
+            kernel = folder / "path" / "kernels" / "python3"
+            kernel.mkdir(parents=True)
+            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            spec = {"argv": argv, "display_name": "Python 3", "language": "python"}
+            spec["env"] = {"PYTHONPATH": os.pathsep.join([str(first), OURS])}
+            (kernel / "kernel.json").write_text(json.dumps(spec))
+            # Kernel and page need the same anywidget.
+            self.environment["JUPYTER_PATH"] = os.pathsep.join([str(folder / "path"), str(first / "share" / "jupyter")])
         settings = folder / "config" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
         settings.mkdir(parents=True)
         (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+        if save_widgets:
+            settings = settings.parents[1] / "@jupyter-widgets" / "jupyterlab-manager"
+            settings.mkdir(parents=True)
+            (settings / "plugin.jupyterlab-settings").write_text('{"saveState": true}')
 
     def __enter__(self):
-        command = [sys.executable, "-m", "jupyterlab", *LAB_OPTIONS, f"--ServerApp.root_dir={self.root}"]
+        command = [sys.executable, "-m", self.module, *SERVER_OPTIONS, *self.options]
+        command += [f"--ServerApp.root_dir={self.root}"]
         command += [f"--ServerApp.port={self.url.rsplit(':', 1)[1]}", f"--IdentityProvider.token={self.token}"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -94,7 +144,7 @@ class Lab:
                 urllib.request.urlopen(f"{self.url}/api/status?token={self.token}", timeout=5).close()
                 return
             time.sleep(0.2)
-        raise RuntimeError("JupyterLab did not start:\n" + self.log.read_text())
+        raise RuntimeError(f"{self.module} did not start:\n" + self.log.read_text())
 
     def write(self, name, *cells):
         """Writes a notebook of code cells and returns its name."""
@@ -102,6 +152,14 @@ class Lab:
         book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(book, self.root / name)
         return name
+
+
+class Notebook(Lab):
+    """The server of Notebook 7."""
+
+    module = "notebook"
+    page = "notebooks"
+    options = ("--JupyterNotebookApp.expose_app_in_browser=True",)
 
 
 class Book:
@@ -120,9 +178,25 @@ class Book:
             self.errors.append(f"console: {message.text} ({message.location.get('url', '')})")
 
     def open(self):
-        self.page.goto(f"{self.lab.url}/lab/tree/{self.name}?reset&token={self.lab.token}")
+        self.page.goto(f"{self.lab.url}/{self.lab.page}/{self.name}?reset&token={self.lab.token}")
         self.wait_for_kernel()
         return self
+
+    def restart(self):
+        """Restarts the kernel and forgets how often cells were run."""
+        self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+        self.wait_for_kernel()
+        self.page.evaluate(
+            """() => {
+                for (const cell of window.jupyterapp.shell.currentWidget.content.widgets)
+                    if (cell.model.type === 'code') cell.model.executionCount = null;
+            }"""
+        )
+
+    def close_kernel(self):
+        """Saves the notebook and ends its kernel."""
+        self.command("docmanager:save")
+        self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
 
     def reload(self):
         self.page.reload()
