@@ -88,7 +88,7 @@ it('leaves no listener, observer or timer behind', async () => {
   vi.spyOn(window, 'matchMedia').mockReturnValue(query as unknown as MediaQueryList)
   const timers = vi.spyOn(globalThis, 'setInterval')
   await mount()
-  expect(model.count()).toBe(6)
+  expect(model.count()).toBe(7)
   expect(get('nbp-root').dataset.theme).toBe('dark')
   cleanup()
   await settle()

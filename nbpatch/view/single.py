@@ -68,11 +68,12 @@ class Heatmap(PatchWidget):
 
     def __init__(self, result: Result, metric: str | None = None) -> None:
         super().__init__()
+        self._ready = False
         self.listen(self._receive)
-        with self.hold_trait_notifications():
-            self.result = result
-            self.metric = metric or result.metrics[0]
-            self.direction = result.provenance["direction"]
+        self.result = result
+        self.metric = metric or result.metrics[0]
+        self.direction = result.provenance["direction"]
+        self._ready = True
         self._draw()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
@@ -104,8 +105,10 @@ class Heatmap(PatchWidget):
             raise ResultError(what, where="Heatmap.direction", seen=f"{wanted}; the result has {there}", fix=fix)
         return wanted
 
-    @traitlets.observe("result", "metric")
+    @traitlets.observe("result", "metric", "direction")
     def _on_change(self, change: Any) -> None:
+        if not self._ready:
+            return
         if change["name"] == "result" and self.metric not in self.result.metrics:
             self.metric = self.result.metrics[0]
         if change["name"] == "result" and self.result.provenance["direction"] not in (self.direction, "both"):
