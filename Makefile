@@ -19,7 +19,7 @@ MIN_PYTEST := 3000
 MIN_VITEST := 145
 MIN_BROWSER := 60
 
-.PHONY: help demo lab test lint types pytest js js-test browser bench clean
+.PHONY: help demo lab test lint types pytest js js-test browser browser-long bench clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -72,7 +72,10 @@ js-test: $(STAMPS)/js ## types, style, tests and freshness of the widget bundle
 	$(NPM) run fresh
 
 browser: $(STAMPS)/js ## the widget in real notebook hosts in a real Chromium
-	$(BIN)/python -m pytest -q -m browser tests/browser --durations 5 --junitxml build/browser.xml
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "browser and not long" tests/browser --durations 5 --junitxml build/browser.xml
+
+browser-long: $(STAMPS)/js ## other hosts and kernels, robustness, the page by itself, measured times
+	$(BIN)/python -m pytest -q -s -m "browser and long" tests/browser --durations 5 --junitxml build/browser-long.xml
 
 bench: $(STAMPS)/dev ## nbpatch beside transformer_lens.patching, in turns; report in build/bench
 	$(BIN)/python tests/benchmarks/sweeps.py

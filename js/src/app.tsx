@@ -1,6 +1,5 @@
 // The whole widget, top to bottom, and what it knows of the room it has.
 
-import { Bar, Directions, Progress } from './bar'
 import { type Child, Fragment, h, patch, type VNode } from './dom'
 import { gridFor, NARROW, UPRIGHT, WIDE } from './geometry'
 import type { ViewProps } from './load'
@@ -72,10 +71,10 @@ function keepKeys(event: KeyboardEvent): void {
 /** One view by itself, as a widget of its own. */
 function one(view: string, props: ViewProps): Child {
   const { store, frame } = props
-  const { views, circuit } = store.bundles.value
+  const { views, tools, circuit } = store.bundles.value
   switch (view) {
     case 'direction':
-      return <Directions store={store} />
+      return tools?.directions(props)
     case 'prompts':
       return <Prompts store={store} frame={frame} />
     case 'map':
@@ -106,6 +105,7 @@ const Maps = ({ store, frame }: ViewProps): Child => (
 
 /** The room of what comes with a later bundle, kept free so that nothing jumps. */
 const HEADER = { 'min-height': '41px' }
+const BAR = { 'min-height': '44px' }
 const SENTENCE = { 'min-height': '77px' }
 
 /** The workbench: header, question, and what its tab shows. */
@@ -123,8 +123,8 @@ function Whole(props: ViewProps): Child {
       {tab === 'sweep' && (
         <>
           {tools ? tools.sentence(props) : <div style={SENTENCE} />}
-          <Bar store={store} />
-          <Progress store={store} />
+          {tools ? tools.bar(props) : <div style={BAR} />}
+          {tools?.progress(props)}
           <div class={`main${error ? ' failed' : ''}${/^c/.test(error?.field ?? '') ? ' open' : ''}`}>
             <Maps store={store} frame={frame} />
             {editor?.waysOut(store) || views?.inspector({ store, frame }) || <aside class="inspector" />}

@@ -45,6 +45,9 @@ export interface Tools {
   style: string
   header: View
   sentence: View
+  bar: View
+  directions: View
+  progress: View
   failure: View
   card: View
   footer: View

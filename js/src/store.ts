@@ -1,22 +1,11 @@
 // The page's state. One store per mounted view; nothing lives at module level.
 
 import { limitOf } from './colour'
+import { Heads } from './heads'
 import type { Host } from './host'
-import {
-  type Change,
-  defaultOver,
-  type Exported,
-  headNumber,
-  type Look,
-  type Mode,
-  prompts,
-  type Shown,
-  shownOf,
-  strongestHead,
-} from './shown'
+import { type Change, defaultOver, type Exported, headNumber, prompts, type Shown, shownOf } from './shown'
 import type { Signal } from './signal'
 import { indexIn, shares } from './table'
-import { Typing } from './typing'
 import {
   type Attention,
   type Buffers,
@@ -47,7 +36,7 @@ const LOST = 'The kernel is gone. This is what was measured; run the cell again 
 /** What the workbench shows under its header. */
 export type Tab = 'sweep' | 'paths' | 'circuit'
 
-export class Store extends Typing {
+export class Store extends Heads {
   readonly spec: Signal<Spec>
   readonly status: Signal<Status>
   readonly error: Signal<Trouble | null>
@@ -60,12 +49,7 @@ export class Store extends Typing {
   readonly maps = this.cell<ReadonlyMap<string, HeatMap>>(new Map())
   /** The estimates that exact values took the place of, or will. */
   readonly estimates = this.cell<ReadonlyMap<string, HeatMap>>(new Map())
-  readonly attention = this.cell<ReadonlyMap<string, Attention>>(new Map())
   readonly tab = this.cell<Tab>('sweep')
-  readonly mode = this.cell<Mode>('clean')
-  readonly head = this.cell<{ layer: number; head: number } | null>(null)
-  /** Cell of an attention matrix under the pointer. */
-  readonly look = this.cell<Look>({ dest: null, src: null })
   /** Tells this view's radio groups from those of other views of the page. */
   readonly id = `nbp${Math.random().toString(36).slice(2)}`
   readonly exported = this.cell<Exported | null>(null)
@@ -97,7 +81,6 @@ export class Store extends Typing {
   private last: HeatMap[] = []
   private limited: { maps: readonly HeatMap[]; limit: number } = { maps: [], limit: 1 }
   private newest = 0
-  private asked = new Set<string>()
   private pending: Dict = {}
   private heard = false
   /** Takes the store off its host. */
@@ -258,11 +241,6 @@ export class Store extends Typing {
     return this.limited.limit
   }
 
-  lookTo(look: Look): void {
-    const now = this.look.value
-    if (now.dest !== look.dest || now.src !== look.src) this.look.value = look
-  }
-
   /** Whether a change of the controls can be answered: by the kernel, or from maps already here. */
   can(change: Change): boolean {
     if (this.spec.value.can_run) return true
@@ -309,37 +287,5 @@ export class Store extends Typing {
     if (!cells.length && !this.brushed.value.length) return
     this.brushed.value = cells
     if (tell) this.host.brush(cells)
-  }
-
-  /** Shows a head's attention; where the map is over heads, its cell becomes the selection. */
-  lookAt(layer: number, head: number): void {
-    this.head.value = { layer, head }
-    const map = this.current[0]
-    if (map?.dims.length !== 2 || !map.dims.includes('head') || !map.dims.includes('layer')) return
-    const labels = map.coords.head ?? []
-    const label = labels.findLast((l) => (headNumber(l, this.spec.value) ?? 0) <= head)
-    if (label !== undefined) this.choose({ layer, head: label })
-    this.head.value = { layer, head }
-  }
-
-  /** Asks for a layer's attention unless it is here or on its way. */
-  wantAttention(layer: number): void {
-    const name = `${this.shown.value.pair}.${layer}`
-    if (this.attention.value.has(name) || this.asked.has(name) || !this.spec.value.can_run) return
-    this.asked.add(name)
-    this.host.send({ type: 'attention', layer })
-  }
-
-  attentionOf(layer: number): Attention | undefined {
-    return this.attention.value.get(`${this.shown.value.pair}.${layer}`)
-  }
-
-  /** The head whose attention is shown: the chosen one, else the strongest known, else one that is there. */
-  get looking(): { layer: number; head: number } {
-    if (this.head.value) return this.head.value
-    const known = strongestHead([...this.current, ...this.maps.value.values()], this.spec.value)
-    if (known) return known
-    const layer = this.spec.value.can_run ? undefined : [...this.attention.value.values()][0]?.layer
-    return { layer: layer ?? Number(this.selection.value?.layer ?? 0), head: 0 }
   }
 }

@@ -1,6 +1,5 @@
 // The widget's style sheet. It stands inside the widget's own root, so that shadow roots have it too.
 
-import bar from './bar.css?inline'
 import base from './base.css?inline'
 import map from './map.css?inline'
 import room from './room.css?inline'
@@ -15,7 +14,7 @@ const variables = (theme: 'light' | 'dark'): string => {
 
 const themes = `.nbp{${variables('light')}}.nbp[data-theme=dark]{${variables('dark')}}`
 
-export const STYLE: string = [themes, base, bar, strips, map].join('')
+export const STYLE: string = [themes, base, strips, map].join('')
 
 /** What changes with the room there is; it comes after the styles of the later bundles, which it changes too. */
 export const ROOM: string = room

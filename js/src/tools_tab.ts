@@ -1,5 +1,7 @@
 // The bundle of what stands around a map: header, question and footer, its tools and keys, files made of it.
 
+import { Bar, Directions, Progress } from './bar'
+import bar from './bar.css?inline'
 import { Card, Failure, Footer } from './foot'
 import { Header, Sentence } from './head'
 import head from './head.css?inline'
@@ -10,9 +12,12 @@ import toolbar from './tools.css?inline'
 
 export const bundle: Tools = {
   ...tools,
-  style: [head, toolbar].join(''),
+  style: [head, bar, toolbar].join(''),
   header: Header,
   sentence: Sentence,
+  bar: Bar,
+  directions: Directions,
+  progress: Progress,
   failure: Failure,
   card: Card,
   footer: Footer,

@@ -49,6 +49,7 @@ it('draws everything without a kernel', async () => {
 
 it('turns direction and component over what is there', async () => {
   cleanup = mountStatic(el, page())
+  await settle()
   get('nbp-direction').querySelector<HTMLInputElement>('[value=both]')?.click()
   await settle()
   expect(el.querySelectorAll('.one')).toHaveLength(2)

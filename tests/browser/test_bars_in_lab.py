@@ -4,6 +4,8 @@ import statistics
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 SETUP = """\
 import time
 import nbpatch as nbp
@@ -24,6 +26,14 @@ def cancel():
     heard.append(1000 * time.time())
     plain()
 wb.cancel = cancel
+
+def slow():
+    from nbpatch.engine import frontier
+    whole = frontier.Walk
+    def slowly(*rows, **options):
+        time.sleep(0.05)
+        return whole(*rows, **options)
+    frontier.Walk, frontier.MOST_TOKENS = slowly, 64
 """
 WATCH = """() => {
     window.longTasks = [];
@@ -102,9 +112,9 @@ def test_turning_the_direction(book):
 
 
 def test_cancelling(book):
-    book.python("[setattr(wb, 'component', 'pattern'), setattr(wb, 'direction', 'both')] and None")
+    book.python("slow()")
+    book.python("[setattr(wb, 'direction', 'both'), 1][1]")
     book.eventually("wb.status['state']", "done")
-    book.python("wb._changed({'over': 'layer head dest src'}) and None")
     book.python("wb._receive({'v': 1, 'type': 'set', 'component': 'pattern', 'over': 'layer head dest src'})")
     book.part("nbp-cancel").wait_for(timeout=20_000)
     clicked, seen = book.page.evaluate(CANCEL)

@@ -20,14 +20,14 @@ PROMPTS = "\n\n".join(
 CELL = f'%%patch --component z --over "layer head" --direction denoising --metric logit_diff prob -o result\n{PROMPTS}'
 SETUP = """\
 %load_ext nbpatch
-import gc
+from ipywidgets.widgets import widget
 import numpy as np
 import nbpatch as nbp
 import nbpatch.workbench as home
 from nbpatch.live import cells, question
 
 def bench():
-    (found,) = [thing for thing in gc.get_objects() if type(thing).__name__ == "Workbench"]
+    (found,) = [one for one in widget._instances.values() if type(one).__name__ == "Workbench"]
     return found
 
 def exact(*sites, **options):
@@ -43,8 +43,8 @@ def patched_weight(layer, head, dest, src):
 
 def count_questions():
     wb = bench()
-    wb.asked, plain = [], home._ANSWERS["cell"]
-    home._ANSWERS["cell"] = lambda one: (wb.asked.append(one.content["cell"]), plain(one))[1]
+    wb.asked, plain = [], home.ANSWERS["cell"]
+    home.ANSWERS["cell"] = lambda one: (wb.asked.append(one.content["cell"]), plain(one))[1]
 """
 
 

@@ -5,7 +5,10 @@ import os
 import subprocess
 import sys
 
+import pytest
 from host import COLAB, OURS, other_packages
+
+pytestmark = pytest.mark.long
 
 CODE = """\
 import json, IPython, ipykernel, ipywidgets, anywidget

@@ -5,6 +5,8 @@ import time
 import pytest
 from host import COLAB, Book, Lab, other_packages
 
+pytestmark = pytest.mark.long
+
 SETUP = """\
 import time
 import nbpatch as nbp

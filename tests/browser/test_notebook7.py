@@ -3,14 +3,16 @@
 import pytest
 from host import Book, Notebook
 
+pytestmark = pytest.mark.long
+
 SETUP = """\
 %load_ext nbpatch
-import gc
+from ipywidgets.widgets import widget
 import warnings
 
 def bench():
     warnings.simplefilter("ignore")
-    (found,) = [thing for thing in gc.get_objects() if type(thing).__name__ == "Workbench"]
+    (found,) = [one for one in widget._instances.values() if type(one).__name__ == "Workbench"]
     return found
 """
 CELL = """\

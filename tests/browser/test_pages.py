@@ -11,6 +11,8 @@ import nbpatch as nbp
 from nbpatch.view import export
 from nbpatch.workbench import Workbench
 
+pytestmark = pytest.mark.long
+
 HOSTILE = [
     "<s>", "When", " Donaudampfschifffahrtsgesellschaft", "\n", "\t", " ", " سلام", "東京", "👩‍👩‍👧", "e\u0301",
     "</script><script>window.hacked = 1</script>", "<img src=x onerror='window.hacked=1'>", "<!--",

@@ -6,6 +6,8 @@ The tests share one open notebook and run in order of the file; the last one res
 import hostile
 import pytest
 
+pytestmark = pytest.mark.long
+
 SETUP = """\
 import nbpatch as nbp
 from IPython.display import display

@@ -13,11 +13,11 @@ PROMPTS = f'clean:     {CLEAN}\ncorrupted: {CORRUPTED}\nanswer:    " Mary"\nwron
 CELL = f'%%patch --component z --over "layer head" --direction both --metric logit_diff prob -o result\n{PROMPTS}'
 SETUP = """\
 %load_ext nbpatch
-import gc
+from ipywidgets.widgets import widget
 import numpy as np
 
 def bench():
-    (found,) = [thing for thing in gc.get_objects() if type(thing).__name__ == "Workbench"]
+    (found,) = [one for one in widget._instances.values() if type(one).__name__ == "Workbench"]
     return found
 """
 WIDGET = "application/vnd.jupyter.widget-view+json"
