@@ -146,9 +146,13 @@ export function show(el: HTMLElement, store: Store): () => void {
   let tree: VNode[] = []
   let due = false
   let gone = false
+  let attached = false
   const draw = () => {
     due = false
     if (gone) return
+    // A view that its host took off the page and keeps, as JupyterLab does when an output is updated, asks for nothing.
+    attached ||= el.isConnected
+    if (attached && !el.isConnected) return
     tree = patch(el, tree, <App store={store} room={room} />)
     const { views, editor } = store.bundles.value
     for (const ask of [...(views?.asks ?? []), ...(editor?.asks ?? [])]) ask(store)

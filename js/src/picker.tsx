@@ -10,12 +10,14 @@ import type { Top } from './wire'
 
 const runOf = (side: Side): 'clean' | 'corrupted' => (side === 'answer' ? 'clean' : 'corrupted')
 
-/** The likeliest tokens: as many as Python knows of what is typed now, else those of the sweep. */
+/** The likeliest tokens but those of the other field: as many as Python knows of what is typed now, else those of the sweep. */
 function choices(store: Store, side: Side): Top {
   const run = runOf(side)
   const found = store.answer('draft')?.content as unknown as Partial<Draft> | undefined
   const known = run === 'clean' ? store.pair.clean_top : store.pair.corrupted_top
-  return found?.[run]?.top.length ? found[run].top : known
+  const top = found?.[run]?.top.length ? found[run].top : known
+  const taken = side === 'answer' ? store.pair.wrong : store.pair.answer
+  return top.filter(([token]) => !taken.includes(token))
 }
 
 function choose(store: Store, side: Side, input: HTMLInputElement, token: string): void {
@@ -24,11 +26,19 @@ function choose(store: Store, side: Side, input: HTMLInputElement, token: string
   store.picking.value = null
 }
 
+/** Moves the choices to the left as far as they would stick out of the widget. */
+function inside(list: HTMLElement): void {
+  const root = list.closest('.nbp')?.getBoundingClientRect()
+  const over = list.getBoundingClientRect().right - (root?.right ?? 0) + 8
+  if (root && over > 0) list.style.left = `${-over}px`
+}
+
 function list(store: Store, side: Side): Child {
   const at = store.picking.value?.at
   return (
     <span
       class="choices"
+      paint={{ when: [side, store.width.value], run: inside }}
       role="listbox"
       id={`${store.id}${side}`}
       aria-label={`Likeliest after the ${runOf(side)} prompt`}

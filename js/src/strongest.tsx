@@ -64,7 +64,7 @@ export function Strongest({ store, frame }: { store: Store; frame: Frame }): Chi
               <th scope="row">
                 <button
                   type="button"
-                  aria-label={title(row.cell)}
+                  aria-label={`${short(row.cell)}: ${title(row.cell)}`}
                   aria-pressed={same(row.cell, store.chosen)}
                   onClick={() => store.choose(row.cell)}
                 >
