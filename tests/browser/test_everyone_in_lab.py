@@ -133,7 +133,8 @@ def test_it_fits_a_narrow_output(book, width, screens):
                 if (getComputedStyle(n).overflowX !== 'visible') return true; };
             return [...root.querySelectorAll('*')].filter(e => {
                 const box = e.getBoundingClientRect();
-                return e.checkVisibility() && box.width > 1 && box.right > edge && getComputedStyle(e).opacity !== '0' && !clipped(e);
+                const there = e.checkVisibility() && getComputedStyle(e).opacity !== '0' && box.width > 1;
+                return there && box.right > edge && !clipped(e);
             }).map(e => e.outerHTML.slice(0, 100));
         }"""
     )

@@ -5,6 +5,8 @@ The tests share one open notebook and run in order of the file; each sets up wha
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPTED = "When Mary and John went to the store, Mary gave a drink to"
 LONGER = "When Mary and John and Tom went to the store, Mary gave a drink to"
@@ -213,7 +215,8 @@ def beyond(book):
                 || scrolls(el.parentElement));
             return [...root.querySelectorAll('*')].filter(el => {
                 const box = el.getBoundingClientRect();
-                return el.checkVisibility() && box.width && box.right > right && !el.closest('svg, .hidden') && !scrolls(el.parentElement);
+                const there = el.checkVisibility() && box.width && !el.closest('svg, .hidden');
+                return there && box.right > right && !scrolls(el.parentElement);
             }).map(el => el.className || el.tagName).slice(0, 5);
         }"""
     )
