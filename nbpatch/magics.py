@@ -77,6 +77,18 @@ class Spec:
     model: str | None
     source: Source
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What `nbp.patch` and `nbp.Workbench` take behind the model."""
+        return {
+            "pairs": self.pairs,
+            "component": self.component,
+            "over": self.over,
+            "direction": self.direction,
+            "metric": list(self.metric),
+            "corruption": self.corruption,
+        }
+
 
 @magics_class
 class PatchMagics(Magics):
@@ -158,15 +170,7 @@ class PatchMagics(Magics):
             return
         from nbpatch.workbench import Workbench
 
-        bench = Workbench(
-            model,
-            spec.pairs,
-            spec.component,
-            spec.over,
-            direction=spec.direction,
-            metric=list(spec.metric),
-            corruption=spec.corruption,
-        )
+        bench = Workbench(model, **spec.arguments)
         handle: Any = display(bench, display_id=True)
         self._keep(spec, bench.run(wait=True))
         # The output shown first has no picture yet: the one that is saved with the notebook has.
@@ -175,15 +179,7 @@ class PatchMagics(Magics):
     def _run_as_text(self, spec: Spec, model: "Model") -> Any:
         from nbpatch.methods.patching import patch
 
-        result = patch(
-            model,
-            spec.pairs,
-            spec.component,
-            spec.over,
-            direction=spec.direction,
-            metric=list(spec.metric),
-            corruption=spec.corruption,
-        )
+        result = patch(model, **spec.arguments)
         print(result)  # noqa: T201 - the text form is all a terminal can show
         return result
 

@@ -1,6 +1,6 @@
 // What is wrong, what is going on, and how it was measured.
 
-import { type Child, h } from './dom'
+import { type Child, Fragment, h } from './dom'
 import type { ViewProps } from './load'
 import type { Store } from './store'
 import { code } from './table'
@@ -56,13 +56,21 @@ export function Footer({ store }: { store: Store }): Child {
     <footer role="group" aria-label="State" class={store.error.value ? 'bad' : ''}>
       <span data-testid="nbp-status" aria-live="polite" data-state={state}>
         {store.notice.value ||
-          (idle ? text || store.once('counts', store.current, () => counts(store.current)) : text)}
+          (store.tab.value !== 'sweep'
+            ? ''
+            : idle
+              ? text || store.once('counts', store.current, () => counts(store.current))
+              : text)}
       </span>
       <span class="push" />
-      <span class="dim wide-only">arrows move · Enter pins · d turns the direction</span>
-      <code class="not-narrow">
-        {cell ? code(shown.component, cell, { over: [...shown.over] }) : 'no selection'}
-      </code>
+      {store.tab.value === 'sweep' && (
+        <>
+          <span class="dim wide-only">arrows move · Enter pins · d turns the direction</span>
+          <code class="not-narrow">
+            {cell ? code(shown.component, cell, { over: [...shown.over] }) : 'no selection'}
+          </code>
+        </>
+      )}
     </footer>
   )
 }

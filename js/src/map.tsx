@@ -40,7 +40,7 @@ export function HeatMaps({ store, frame }: { store: Store; frame: Frame }): Chil
   const stale = !store.current.length && tables.length > 0
   return (
     <div
-      class={`maps${stale || store.error.value ? ' stale' : ''}`}
+      class={`maps${stale || (store.error.value && !store.error.value.callback) ? ' stale' : ''}`}
       style={{ '--gutter': `${frame.grid.gutter}px` }}
     >
       <Focusable store={store} table={first} maps={lens.maps}>

@@ -80,7 +80,5 @@ def is_long(plan: Plan, model: Model) -> bool:
 
 
 def strengths(plan: Plan, looks: Mapping[str, Look]) -> NDArray[np.float64]:
-    """Returns estimated effects [direction *over]; zeros where there is no estimate, which leaves cells in order."""
-    return np.stack(
-        [looks[name].scores if name in looks else np.zeros(plan.states.shape[1:-1]) for name in plan.directions]
-    )
+    """Returns estimated effects [direction *over]."""
+    return np.stack([looks[direction].scores for direction in plan.directions])
