@@ -368,7 +368,8 @@ def test_a_stop_at_once_runs_no_patched_cell(walks):
 
 def test_a_later_stop_keeps_what_walked_with_the_base_runs():
     model = families.loaded("gpt2")
-    answers = itertools.chain([False, False], itertools.repeat(True))
+    layers = model.shape.n_layers
+    answers = itertools.chain([False] * (1 + layers + 1), itertools.repeat(True))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("nbpatch.engine.frontier.MOST_TOKENS", 200)
         (some,) = run_together([plan_of(model, PAIRS, "resid_pre")], model, stop=lambda: next(answers))
@@ -393,3 +394,22 @@ def test_progress_goes_up_to_all_of_it(most, monkeypatch):
     assert done[0] == 0
     assert done[-1] == total
     assert all(one < other for one, other in itertools.pairwise(done)), done
+
+
+def test_a_stop_between_two_layers_gives_up_that_wave_alone(monkeypatch):
+    monkeypatch.setattr("nbpatch.engine.frontier.MOST_TOKENS", 200)
+    model = families.loaded("gpt2")
+    (whole,) = swept(model, [plan_of(model, PAIRS, "resid_pre")])
+    expected, kept = whole.data["logit_diff"].to_numpy(), []
+    while not kept or kept[-1] < (whole.data["state"] == MEASURED).sum():
+        answers = itertools.chain([False] * len(kept), itertools.repeat(True))
+        (some,) = run_together([plan_of(model, PAIRS, "resid_pre")], model, stop=lambda: next(answers))  # noqa: B023
+        there = some.data["state"].to_numpy() == MEASURED
+        np.testing.assert_allclose(some.data["logit_diff"].to_numpy()[there], expected[there], atol=TOLERANCE)
+        for run in ("clean", "corrupted"):
+            np.testing.assert_allclose(some.baselines[run], whole.baselines[run], atol=TOLERANCE)
+        kept.append(int(there.sum()))
+    waves = whole.provenance["engine"]["waves"]
+    assert len(set(kept)) == waves + 1
+    assert kept == sorted(kept)
+    assert len(kept) > 2 * waves, "nobody asked between two layers"

@@ -12,6 +12,7 @@ from nbpatch.engine.base import BaseRuns, answers_of
 from nbpatch.engine.lead import Lead, begin
 from nbpatch.engine.memory import Room, room_of
 from nbpatch.engine.rows import Rows, base_rows, joints_of, rows_of, waves
+from nbpatch.engine.stopping import Halted, never
 from nbpatch.engine.supply import Ids, Supply, noise_of
 from nbpatch.engine.table import Filled
 from nbpatch.engine.tail import unembedded
@@ -55,12 +56,19 @@ class Frontier:
         self.broken = ""
         self.room = self._room_for(plans)
         self.max_tokens = self.room.max_tokens
+        self.halt: Callable[[], bool] = never
 
     def _room_for(self, plans: Sequence[Plan]) -> Room:
         return room_for(plans, self.model, wanted(acting(name) for plan in plans for name in plan.components))
 
     def trace(self, *, alone: bool = False) -> BaseRuns:
         """Runs every prompt once, and the first wave with the last of them unless they are to run alone."""
+        try:
+            return self._traced(alone=alone)
+        except Halted:
+            return self._traced(alone=True)
+
+    def _traced(self, *, alone: bool) -> BaseRuns:
         tokenized = self.plans[0].tokenized
         prompts = [ids for one in tokenized for ids in (one.clean_ids, one.corrupted_ids)]
         components = {acting(name) for plan in self.plans for name in plan.components}
@@ -81,7 +89,9 @@ class Frontier:
             for number, rows in enumerate(parts):
                 joined = joins and number == len(parts) - 1
                 wave = cut[0] if joined else rows.take(slice(0))
-                walk = Walk(wave, self.parts, traced, bucket=self._bucket(), lead=Lead(rows, self.parts, traced, keep))
+                lead = Lead(rows, self.parts, traced, keep)
+                halt = self.halt if joined else never
+                walk = Walk(wave, self.parts, traced, bucket=self._bucket(), lead=lead, halt=halt)
                 ends = walk.go()
                 self.flops += walk.flops + 2.0 * ends[: len(rows)].shape.numel() * self.model.shape.d_vocab
                 logits[torch.from_numpy(rows.run)] = self._unembedded(ends[: len(rows)], None)
@@ -133,7 +143,7 @@ class Frontier:
             raise LookupError("the base runs come first")
         with self.model.lock:
             if hidden is None:
-                walk = Walk(wave, self.parts, self.traced, self.joints, bucket=self._bucket())
+                walk = Walk(wave, self.parts, self.traced, self.joints, bucket=self._bucket(), halt=self.halt)
                 hidden = walk.go()
                 self.flops += walk.flops
             self.n_waves += 1

@@ -12,6 +12,7 @@ from nbpatch.engine.frontier import Frontier
 from nbpatch.engine.outcome import results_of
 from nbpatch.engine.replay import Replay
 from nbpatch.engine.rows import why_not
+from nbpatch.engine.stopping import Halted, never
 from nbpatch.engine.table import Filled, Progress, Table
 from nbpatch.model import Model
 from nbpatch.plan import Plan
@@ -26,17 +27,19 @@ def ignore(progress: Progress) -> None:
     """The progress callback that does nothing."""
 
 
-def never() -> bool:
-    """The stop callback that never stops a run."""
-    return False
-
-
 @runtime_checkable
 class Engine(Protocol):
-    """What makes the runs of some plans."""
+    """What makes the runs of some plans.
+
+    Attributes:
+        name: the engine's, for the provenance.
+        broken: where a NaN first appeared, or "".
+        halt: a run's stop; the engine may look at it within a wave, and raise `Halted`.
+    """
 
     name: str
     broken: str
+    halt: Callable[[], bool]
 
     def trace(self, *, alone: bool = False) -> BaseRuns:
         """Makes the base runs; by themselves, where nothing else is to be run with them."""
@@ -62,8 +65,8 @@ def run(
 
     Args:
         on_progress: called after the base runs and after every wave.
-        stop: looked at before every wave; when it says so, finished cells are kept and the rest is "not run".
-            Interrupting the kernel does the same.
+        stop: looked at before every wave and between its layers; when it says so, finished cells are kept and the
+            rest is "not run". Interrupting the kernel does the same.
 
     Raises:
         SiteError: the component does not work in this model.
@@ -117,6 +120,7 @@ def drive(
 ) -> list[Result]:
     """Runs plans on an engine made for them; arguments and errors are those of `run_together`."""
     started = time.perf_counter()
+    engine.halt = stop
     tables = [Table(plan, engine.trace(alone=stop())) for plan in plans[:1]]
     tables += [Table(plan, tables[0].runs, tables[0].baselines) for plan in plans[1:]]
     stopped = False
@@ -128,7 +132,7 @@ def drive(
             for number, filled in wave():
                 tables[number].fill(filled)
                 on_progress(_progress(tables, number))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Halted):
         stopped = True
     seconds = time.perf_counter() - started
     fit = fit_of(model)

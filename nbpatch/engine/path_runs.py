@@ -140,7 +140,7 @@ class Paths(Frontier):
         inside = np.array([bool(one) for one in self.joints])[wave.joint]
         if inside.any():
             some = np.flatnonzero(inside)
-            walk = Walk(wave.take(some), self.parts, carrying, self.joints, bucket=self._bucket())
+            walk = Walk(wave.take(some), self.parts, carrying, self.joints, bucket=self._bucket(), halt=self.halt)
             hidden[torch.from_numpy(some).to(hidden.device)] = walk.go()
             self.flops += walk.flops
         logits = np.array([End("logits") in one for one in self.ways.last])[wave.joint]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nbpatch.engine.base import BASE, SOURCE, BaseRuns, Group, trace_runs
+from nbpatch.engine.stopping import never
 from nbpatch.engine.supply import noising
 from nbpatch.engine.table import Filled
 from nbpatch.errors import PatchNotApplied
@@ -40,6 +41,7 @@ class Replay:
         self.model = model
         self.reason = reason
         self.max_tokens = max_tokens
+        self.halt: Callable[[], bool] = never
         self.forwards = 0
         self.runs: list[BaseRuns] = []
 

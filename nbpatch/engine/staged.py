@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from nbpatch.engine.finished import finished
 from nbpatch.engine.fit import fit_of
-from nbpatch.engine.loop import engine_for, ignore, never, noticed, precision
+from nbpatch.engine.loop import engine_for, ignore, noticed, precision
 from nbpatch.engine.outcome import results_of
+from nbpatch.engine.stopping import Halted, never
 from nbpatch.engine.table import Progress, Table
 from nbpatch.model import Model
 from nbpatch.plan import EXACT, NOT_RUN, Plan
@@ -36,7 +37,7 @@ def run_in_stages(
     Args:
         scores: an estimate of each cell's effect [direction *over]; NaN counts as nothing.
         on_progress: called after the first base runs and after every wave.
-        stop: looked at before every wave.
+        stop: looked at before every wave and between its layers.
 
     Raises:
         PatchNotApplied: a patch did not fire as planned.
@@ -49,21 +50,24 @@ def run_in_stages(
     try:
         for stage in stages(plan, scores):
             engine = engine_for([stage], model, fit)
-            runs = engine.trace(alone=stop())
-            if table is None:
-                table = Table(plan, runs)
-                on_progress(table.progress())
-            for wave in engine.waves():
-                if stopped := stop():
-                    break
-                for _, filled in wave():
-                    table.fill(filled)
+            engine.halt = stop
+            try:
+                runs = engine.trace(alone=stop())
+                if table is None:
+                    table = Table(plan, runs)
                     on_progress(table.progress())
-            spent = _added(spent, {"name": engine.name, **engine.spent()})
-            broken = broken or engine.broken
+                for wave in engine.waves():
+                    if stopped := stop():
+                        break
+                    for _, filled in wave():
+                        table.fill(filled)
+                        on_progress(table.progress())
+            finally:
+                spent = _added(spent, {"name": engine.name, **engine.spent()})
+                broken = broken or engine.broken
             if stopped:
                 break
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Halted):
         if table is None:
             raise
         stopped = True

@@ -23,6 +23,7 @@ from nbpatch.engine.overwrites import Overwrites, Spots, write_over
 from nbpatch.engine.packing import Group, groups_of, packed, rectangles
 from nbpatch.engine.rows import COMPONENT_NAMES, PRE, Ints, Rows
 from nbpatch.engine.shims import Shim, Stopped, at_positions
+from nbpatch.engine.stopping import Halted, never
 from nbpatch.engine.trace import Trace
 from nbpatch.errors import PatchNotApplied
 from nbpatch.joint import Write
@@ -39,6 +40,7 @@ class Walk:
         joints: what rows that write at several places write to: their column `joint` counts it.
         bucket: suffixes start at multiples of it: fewer, larger groups for a few positions more.
         watch: look for the first layer that gives something else than numbers.
+        halt: looked at before every layer; when it says so the walk ends.
 
     Attributes:
         first_nan: that layer, once the walk is done.
@@ -54,9 +56,11 @@ class Walk:
         bucket: int,
         lead: Lead | None = None,
         watch: bool = False,
+        halt: Callable[[], bool] = never,
     ) -> None:
         self.parts = parts
         self.watch = watch
+        self.halt = halt
         self.first_nan: int | None = None
         self.trace = trace
         self.lead = lead
@@ -88,9 +92,16 @@ class Walk:
 
     @torch.no_grad()
     def go(self) -> Float[Tensor, "row d_model"]:
-        """Returns every row's last hidden state at its answer position: base runs, then rows, as they were given."""
+        """Returns every row's last hidden state at its answer position: base runs, then rows, as they were given.
+
+        Raises:
+            Halted: the run was stopped.
+            PatchNotApplied: a patch did not fire as planned.
+        """
         with attending(self.parts, self._attend):
             for layer in range(int(self.rows.layer.min()), self.n_layers):
+                if self.halt():
+                    raise Halted
                 self._join(layer)
                 self._write_stream(layer)
                 self._step(layer)
