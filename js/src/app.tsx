@@ -133,10 +133,20 @@ function Whole(props: ViewProps): Child {
           {tools?.card(props)}
         </>
       )}
-      {tools?.footer(props)}
+      {tools ? tools.footer(props) : <Waiting store={store} />}
     </>
   )
 }
+
+/** What is to be said before the footer is here, or where Python is not there to send it. */
+const Waiting = ({ store }: { store: Store }): Child =>
+  store.notice.value && (
+    <footer role="group" aria-label="State">
+      <span data-testid="nbp-status" aria-live="polite" data-state={store.status.value.state}>
+        {store.notice.value}
+      </span>
+    </footer>
+  )
 
 /** Draws the widget into an element and keeps it true to its store; returns what takes it off again. */
 export function show(el: HTMLElement, store: Store): () => void {
@@ -145,6 +155,9 @@ export function show(el: HTMLElement, store: Store): () => void {
   let room: Room = { seen: look(el), font: 'sans-serif' }
   let tree: VNode[] = []
   let due = false
+  /** Whether this frame has its drawing already: what comes now waits for the next one. */
+  let drawn = false
+  let frame = 0
   let gone = false
   let attached = false
   const draw = () => {
@@ -158,8 +171,16 @@ export function show(el: HTMLElement, store: Store): () => void {
     for (const ask of [...(views?.asks ?? []), ...(editor?.asks ?? [])]) ask(store)
   }
   const soon = () => {
-    if (!due) queueMicrotask(draw)
+    if (!due && !drawn) queueMicrotask(drawInFrame)
     due = true
+  }
+  const drawInFrame = () => {
+    drawn = true
+    frame = view.requestAnimationFrame(() => {
+      drawn = false
+      if (due) drawInFrame()
+    })
+    draw()
   }
   if (store.spec.value.view === 'circuit') store.need('circuit')
   draw()
@@ -186,6 +207,7 @@ export function show(el: HTMLElement, store: Store): () => void {
   start()
   return () => {
     gone = true
+    view.cancelAnimationFrame(frame)
     unwatch()
     observer?.disconnect()
     for (const stop of stops) stop()

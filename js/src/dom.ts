@@ -111,7 +111,15 @@ export function patch(parent: Element, old: readonly VNode[], next: Child): VNod
   return nodes
 }
 
+/** Whether one list of nodes takes the other's place node by node, as on most drawings. */
+const inStep = (old: readonly VNode[], next: readonly VNode[]): boolean =>
+  old.length === next.length && next.every((n, i) => n.tag === old[i]?.tag && n.key === old[i]?.key)
+
 function children(parent: Element, old: readonly VNode[], next: readonly VNode[], later: Later): void {
+  if (inStep(old, next)) {
+    next.forEach((node, i) => void update(parent, old[i], node, later))
+    return
+  }
   const keyed = new Map(old.map((o) => [o.key, o]))
   const loose = old.filter((o) => o.key === undefined)
   const used = new Set<VNode>()

@@ -140,3 +140,31 @@ it('follows a host that changes its theme later', async () => {
   await vi.waitFor(() => expect(get('nbp-root').dataset.theme).toBe('dark'))
   delete document.body.dataset.jpThemeLight
 })
+
+describe('drawing', () => {
+  it('happens at once, and once more in the next frame however much comes until then', async () => {
+    const frames: FrameRequestCallback[] = []
+    vi.spyOn(window, 'requestAnimationFrame').mockImplementation((run) => frames.push(run))
+    const frame = async () => {
+      for (const run of frames.splice(0)) run(0)
+      await settle()
+    }
+    await mount({ spec: spec({ component: 'z', over: ['layer', 'head'] }) }, false)
+    while (frames.length) await frame()
+    const seen: (string | null)[] = []
+    const watch = new MutationObserver(() => seen.push(get('nbp-status').textContent))
+    watch.observe(el, { subtree: true, characterData: true, childList: true })
+    for (const text of ['one', 'two', 'three', 'four']) {
+      model.change('status', { state: 'running', text, done: 1, total: 4, gen: 1 })
+      await settle()
+    }
+    expect(seen).toEqual(['one'])
+    await frame()
+    expect(seen).toEqual(['one', 'four'])
+    await frame()
+    model.change('status', { state: 'running', text: 'five', done: 2, total: 4, gen: 1 })
+    await settle()
+    expect(seen).toEqual(['one', 'four', 'five'])
+    watch.disconnect()
+  })
+})

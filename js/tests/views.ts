@@ -1,4 +1,5 @@
 // The later bundles are there from the start, as on a page that has shown a widget before.
+import { vi } from 'vitest'
 import { bundle as circuit } from '../src/circuit_tab'
 import { bundle as editor } from '../src/editor_tab'
 import { keep } from '../src/load'
@@ -11,3 +12,9 @@ keep('editor', Promise.resolve(editor))
 keep('tools', Promise.resolve(tools))
 keep('paths', Promise.resolve(paths))
 keep('circuit', Promise.resolve(circuit))
+
+// A frame comes as soon as a test waits for anything.
+vi.stubGlobal('requestAnimationFrame', (run: FrameRequestCallback) => {
+  queueMicrotask(() => run(performance.now()))
+  return 0
+})

@@ -250,7 +250,7 @@ def test_tools_by_keyboard(show, heads, tmp_path):
 
 def test_where_the_page_may_not_have_the_screen_the_widget_takes_the_page(show, heads, tmp_path):
     page = show(heads.to_html(tmp_path / "heads.html"))
-    page.evaluate("Element.prototype.requestFullscreen = () => Promise.reject(new Error('no'))")
+    page.evaluate("() => { Element.prototype.requestFullscreen = () => Promise.reject(new Error('no')) }")
     page.get_by_test_id("nbp-heatmap").focus()
     page.keyboard.press("f")
     root = page.get_by_test_id("nbp-root")
