@@ -4,7 +4,7 @@ What the page shows is always `Workbench.result` and its neighbours: a sweep tha
 """
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,6 @@ import traitlets
 
 from nbpatch.corruption import SOURCES, AnyCorruption, as_corruption
 from nbpatch.engine import Origin, run
-from nbpatch.engine.staged import run_in_stages
 from nbpatch.errors import NbpatchError, PlanError, suggest
 from nbpatch.graph import Circuit
 from nbpatch.live import cells, circuits
@@ -26,10 +25,10 @@ from nbpatch.live.controls import Ask, changed, describe_error
 from nbpatch.live.editing import Editing
 from nbpatch.live.exports import exported
 from nbpatch.live.kept import Kept
-from nbpatch.live.looks import Look, first_look, is_long, strengths
+from nbpatch.live.looks import Look, first_look
+from nbpatch.live.measuring import Screen, at_once, is_quick, measured
 from nbpatch.live.paths import SHOWN
 from nbpatch.live.question import Question, Reply
-from nbpatch.live.stream import Stream
 from nbpatch.live.templates import build
 from nbpatch.live.worker import KERNEL, TYPING
 from nbpatch.methods.companions import attention
@@ -113,7 +112,7 @@ class Workbench(Heard):
         self._cancelled = False
         self._done = threading.Event()
         self._failure: BaseException | None = None
-        first = result if result is not None else run(self._plan(self._ask), self.model, stop=_at_once)
+        first = result if result is not None else run(self._plan(self._ask), self.model, stop=at_once)
         if result is not None:
             self._kept.keep(self._ask, result)
         super().__init__()
@@ -173,8 +172,11 @@ class Workbench(Heard):
         return self.result
 
     def cancel(self) -> None:
-        """Stops the run before its next wave; finished cells are kept."""
+        """Stops the run before its next layer; finished cells are kept."""
         self._cancelled = True
+        if self.status["state"] == "running":
+            kept = f"{self.status['done']} of {self.status['total']}"
+            self._say({"state": "cancelled", "text": f"Cancelled. {kept} cells kept."}, self._gen)
 
     def to_html(self, path: str) -> Path:
         """Writes what is finished as one self-contained HTML page and returns its path."""
@@ -348,34 +350,34 @@ class Workbench(Heard):
         missing = self._kept.missing(ask)
         if missing:
             plan = self._plan(ask, "both" if len(missing) > 1 else missing[0])
-            # The controls and the prompts are shown before the first numbers: the base runs alone are quick.
-            begun = run(plan, self.model, stop=_at_once)
-            self._show(ask, self._kept.joined(ask, begun))
-            result = self._measured(ask, plan, begun, gen)
+            result = measured(ask, plan, self.model, self._screen(ask, plan, gen))
             if gen != self._gen:
                 return
             complete = not (result.data["state"] == NOT_RUN).any()
             self._show(ask, self._kept.joined(ask, self._kept.keep(ask, result) if complete else result))
+            if is_quick(plan, self.model):
+                KERNEL.follow(self, lambda: self._guarded(lambda: self._look(ask, plan)))
         else:
             self._show(ask, self._kept.joined(ask, None))
-        self._say({"state": "cancelled" if self._cancelled else "done", "text": self._summary()}, gen)
+        left = bool((self.result.data["state"] == NOT_RUN).any())
+        self._say({"state": "cancelled" if left and self._cancelled else "done", "text": self._summary()}, gen)
 
-    def _measured(self, ask: Ask, plan: Plan, begun: Result, gen: int) -> Result:
-        """Returns a sweep's result; on the page its estimate comes first, and exact cells over it as they land."""
-        looks = first_look(ask, plan, self.model)
-        for direction, one in looks.items():
-            self._looks[ask.sweep(direction)] = one
-        self._send_maps()
-        stream = Stream(
-            ask, plan, begun, looks, lambda status: self._say(status, gen), lambda one: self._post(one, gen)
+    def _screen(self, ask: Ask, plan: Plan, gen: int) -> Screen:
+        """Returns what a sweep shows on its way to its end."""
+        return Screen(
+            begin=lambda begun: self._show(ask, self._kept.joined(ask, begun)),
+            look=lambda: self._look(ask, plan),
+            say=lambda status: None if self._cancelled else self._say(status, gen),
+            post=lambda one: self._post(one, gen),
+            stop=lambda: self._cancelled or gen != self._gen,
         )
 
-        def stop() -> bool:
-            return self._cancelled or gen != self._gen
-
-        if not looks or not is_long(plan, self.model):
-            return run(plan, self.model, on_progress=stream.send, stop=stop)
-        return run_in_stages(plan, self.model, strengths(plan, looks), on_progress=stream.send, stop=stop)
+    def _look(self, ask: Ask, plan: Plan) -> Mapping[str, Look]:
+        """Makes a sweep's estimate, shows it and returns it by direction."""
+        looks = first_look(ask, plan, self.model)
+        self._looks.update({ask.sweep(direction): one for direction, one in looks.items()})
+        self._send_maps()
+        return looks
 
     def _show(self, ask: Ask, result: Result) -> None:
         """Puts a result on screen: controls first, then its maps."""
@@ -470,11 +472,6 @@ class Workbench(Heard):
                 else f"{left} cells not run yet"
             )
         return " · ".join(parts)
-
-
-def _at_once() -> bool:
-    """Stops a run before its first wave: only the base runs are made."""
-    return True
 
 
 def asked(plan: Plan, direction: str) -> Ask:

@@ -9,7 +9,7 @@ from test_workbench import OTHER, PAIR, Page, model  # noqa: F401 - a fixture
 import nbpatch as nbp
 from nbpatch.engine import run, staged
 from nbpatch.engine.staged import run_in_stages, stages
-from nbpatch.live import looks as home
+from nbpatch.live import measuring
 from nbpatch.live.looks import ESTIMATE
 from nbpatch.metrics import as_metrics
 from nbpatch.model import Model
@@ -94,7 +94,8 @@ def effect_and_state(page: Page, message: dict[str, Any]) -> tuple[np.ndarray, n
     return np.frombuffer(one, np.float32), np.frombuffer(other, np.uint8)
 
 
-def test_the_estimate_comes_first_and_exact_cells_replace_it(page: Page) -> None:
+def test_the_estimate_comes_first_and_exact_cells_replace_it(page: Page, monkeypatch) -> None:
+    monkeypatch.setattr(measuring, "QUICK", 0.0)
     result = page.bench.run()
     sent = [one for one in page.got if one["type"] == "map"]
     estimated = nbp.attribute(page.bench.model, [PAIR, OTHER], "z").effect(per_pair=True).sel(pair=0).to_numpy().ravel()
@@ -119,14 +120,27 @@ def test_without_an_estimate_the_sweep_runs_all_the_same(page: Page) -> None:
     assert not any(one.get("estimate") and one["key"]["metric"] == "rank" for one in page.got)
 
 
-def test_a_long_sweep_is_run_in_stages(page: Page, monkeypatch) -> None:
-    import nbpatch.workbench as bench
+def test_a_quick_sweep_is_there_before_its_estimate(page: Page, monkeypatch) -> None:
+    monkeypatch.setattr(measuring, "QUICK", 1e9)
+    page.bench.run()
+    page.wait_for("map", 2)
+    page.settle()
+    sent = [one for one in page.got if one["type"] == "map"]
+    assert [bool(one.get("estimate")) for one in sent][:2] == [False, True]
+    assert all(one["final"] for one in sent if not one.get("estimate"))
+    assert not any(ESTIMATE in effect_and_state(page, one)[1] for one in sent if not one.get("estimate"))
+    alone = next(one for one in sent if one.get("estimate"))
+    estimated = nbp.attribute(page.bench.model, [PAIR, OTHER], "z").effect(per_pair=True).sel(pair=0).to_numpy().ravel()
+    np.testing.assert_allclose(effect_and_state(page, alone)[0], estimated, atol=1e-5)
 
+
+def test_a_long_sweep_is_run_in_stages(page: Page, monkeypatch) -> None:
     ran: list[np.ndarray] = []
-    plain = bench.run_in_stages
-    monkeypatch.setattr(home, "LONG", 0.0)
+    plain = measuring.run_in_stages
+    monkeypatch.setattr(measuring, "QUICK", 0.0)
+    monkeypatch.setattr(measuring, "LONG", 0.0)
     monkeypatch.setattr(
-        bench, "run_in_stages", lambda plan, *rest, **more: ran.append(rest[1]) or plain(plan, *rest, **more)
+        measuring, "run_in_stages", lambda plan, *rest, **more: ran.append(rest[1]) or plain(plan, *rest, **more)
     )
     page.say("set", component="mlp_out")
     page.settle()

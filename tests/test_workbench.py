@@ -107,7 +107,7 @@ def test_both_from_the_cache_equals_both_run_together(page: Page, model: Model) 
 
 
 def count_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    import nbpatch.workbench as home
+    import nbpatch.live.measuring as home
 
     runs: list[str] = []
     plain = home.run
@@ -222,6 +222,7 @@ def slow_waves(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(frontier, "MOST_TOKENS", 5)
     monkeypatch.setattr(frontier, "Walk", slowly)
+    monkeypatch.setattr("nbpatch.live.measuring.QUICK", 0.0)
 
 
 def test_cancel_keeps_what_is_finished(page: Page, monkeypatch) -> None:
@@ -375,7 +376,7 @@ def test_a_saved_result_shows_itself_without_a_model(model: Model, tmp_path) -> 
 
 
 def test_an_unexpected_error_reaches_the_page_with_its_traceback(page: Page, monkeypatch) -> None:
-    import nbpatch.workbench as home
+    import nbpatch.live.measuring as home
 
     def broken(*arguments: Any, **options: Any) -> Any:
         raise RuntimeError("the disk is full")

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from nbpatch.engine import planned
 from nbpatch.errors import NbpatchError
 from nbpatch.live.controls import Ask
 from nbpatch.methods.attribution import attribute
@@ -67,16 +66,6 @@ def first_look(ask: Ask, plan: Plan, model: Model) -> Mapping[str, Look]:
     values = found.data[metric.name].to_numpy().reshape(plan.states.shape)
     scores = found.effect().to_numpy().reshape(plan.states.shape[:-1])
     return {name: Look(metric.name, values[i], scores[i]) for i, name in enumerate(plan.directions)}
-
-
-LONG = 1.0
-"""Estimated seconds from which a sweep is run in stages, the strongest cells first: each stage has base runs."""
-
-
-def is_long(plan: Plan, model: Model) -> bool:
-    """Whether a sweep takes so long that the strongest cells should land first."""
-    cost = planned(plan, model).cost
-    return cost is not None and cost.seconds >= LONG
 
 
 def strengths(plan: Plan, looks: Mapping[str, Look]) -> NDArray[np.float64]:

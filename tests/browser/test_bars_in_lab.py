@@ -29,6 +29,8 @@ wb.cancel = cancel
 
 def slow():
     from nbpatch.engine import frontier
+    from nbpatch.live import measuring
+    measuring.QUICK = 0
     whole = frontier.Walk
     def slowly(*rows, **options):
         time.sleep(0.05)

@@ -11,6 +11,7 @@ SETUP = """\
 import time
 import nbpatch as nbp
 from nbpatch.engine import frontier
+from nbpatch.live import measuring
 from nbpatch.workbench import Workbench
 
 plain = frontier.Walk
@@ -20,6 +21,7 @@ def walk(*rows, **options):
     return plain(*rows, **options)
 frontier.Walk = walk
 frontier.MOST_TOKENS = 64
+measuring.QUICK = 0
 pair = nbp.PromptPair(
     "When Mary and John went to the store, John gave a drink to",
     "When Mary and John went to the store, Mary gave a drink to",
