@@ -5,6 +5,7 @@ export default defineConfig({
   define: { VERSIONS: { views: 'test', tools: 'test', editor: 'test', paths: 'test', circuit: 'test' } },
   test: {
     setupFiles: ['tests/views.ts'],
+    css: true,
     environment: 'happy-dom',
     include: ['tests/*.test.{ts,tsx}'],
     restoreMocks: true,

@@ -5,6 +5,7 @@ import { gridFor, NARROW, UPRIGHT, WIDE } from './geometry'
 import type { ViewProps } from './load'
 import { followTheme, type Look, look } from './look'
 import { type Frame, HeatMaps } from './map'
+import { Sheets } from './sheets'
 import type { Store } from './store'
 import { Strips } from './strips'
 import { ROOM, STYLE } from './style'
@@ -25,6 +26,12 @@ export function frameFor(width: number, tokens: readonly string[], seen: Look, f
   return { grid, space, narrow, upright, theme: seen.theme, font, background }
 }
 
+/** Styles in the order in which they count; those of later bundles come when they do. */
+function stylesOf(store: Store): (string | undefined)[] {
+  const { views, tools, editor, paths, circuit } = store.bundles.value
+  return [STYLE, views?.style, tools?.style, editor?.style, paths?.style, circuit?.style, ROOM]
+}
+
 interface Room {
   seen: Look
   font: string
@@ -33,7 +40,7 @@ interface Room {
 function App({ store, room }: { store: Store; room: Room }): Child {
   const frame = frameFor(store.width.value || GUESS, store.pair.clean_tokens, room.seen, room.font)
   const { theme, background } = room.seen
-  const { views, tools, editor, paths, circuit } = store.bundles.value
+  const { editor } = store.bundles.value
   const view = store.spec.value.view ?? 'workbench'
   return (
     <div
@@ -47,13 +54,6 @@ function App({ store, room }: { store: Store; room: Room }): Child {
         keepKeys(e)
       }}
     >
-      <style>{STYLE}</style>
-      {views && <style>{views.style}</style>}
-      {tools && <style>{tools.style}</style>}
-      {editor && <style>{editor.style}</style>}
-      {paths && <style>{paths.style}</style>}
-      {circuit && <style>{circuit.style}</style>}
-      <style>{ROOM}</style>
       <div class={view === 'workbench' ? 'inside' : 'inside alone'}>
         {view === 'workbench' ? <Whole store={store} frame={frame} /> : one(view, { store, frame })}
       </div>
@@ -153,6 +153,7 @@ export function show(el: HTMLElement, store: Store): () => void {
   const page = el.ownerDocument
   const view = page.defaultView as Window & typeof globalThis
   let room: Room = { seen: look(el), font: 'sans-serif' }
+  const sheets = new Sheets(el)
   let tree: VNode[] = []
   let due = false
   /** Whether this frame has its drawing already: what comes now waits for the next one. */
@@ -166,6 +167,7 @@ export function show(el: HTMLElement, store: Store): () => void {
     // A view that its host took off the page and keeps, as JupyterLab does when an output is updated, asks for nothing.
     attached ||= el.isConnected
     if (attached && !el.isConnected) return
+    sheets.wear(stylesOf(store))
     tree = patch(el, tree, <App store={store} room={room} />)
     const { views, editor } = store.bundles.value
     for (const ask of [...(views?.asks ?? []), ...(editor?.asks ?? [])]) ask(store)
@@ -186,6 +188,7 @@ export function show(el: HTMLElement, store: Store): () => void {
   draw()
   const root = el.querySelector('.nbp') as HTMLElement
   const measure = () => {
+    sheets.wear(stylesOf(store))
     room = { seen: look(el), font: view.getComputedStyle(root).fontFamily || room.font }
     store.width.value = root.clientWidth
     soon()
@@ -212,5 +215,6 @@ export function show(el: HTMLElement, store: Store): () => void {
     observer?.disconnect()
     for (const stop of stops) stop()
     patch(el, tree, [])
+    sheets.off()
   }
 }

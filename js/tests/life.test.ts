@@ -141,6 +141,66 @@ it('follows a host that changes its theme later', async () => {
   delete document.body.dataset.jpThemeLight
 })
 
+describe('style', () => {
+  const rules = (root: Document | ShadowRoot) => root.adoptedStyleSheets.map((sheet) => sheet.cssRules.length)
+
+  it('is there once for all widgets of a page, in the same order, and goes with the last of them', async () => {
+    await mount()
+    const once = [...document.adoptedStyleSheets]
+    expect(once).toHaveLength(5)
+    expect(once.every((sheet) => sheet.cssRules.length > 0)).toBe(true)
+    const other = document.body.appendChild(document.createElement('div'))
+    const off = bundle.render({ model: fakeModel(), el: other })
+    await settle()
+    expect(document.adoptedStyleSheets).toEqual(once)
+    expect(document.querySelectorAll('style')).toHaveLength(0)
+    cleanup()
+    cleanup = () => {}
+    expect(document.adoptedStyleSheets).toEqual(once)
+    off()
+    expect(document.adoptedStyleSheets).toEqual([])
+  })
+
+  it("is put into a shadow root for a widget in one, and leaves others' sheets", async () => {
+    const root = el.attachShadow({ mode: 'open' })
+    const theirs = new CSSStyleSheet()
+    root.adoptedStyleSheets = [theirs]
+    const inside = root.appendChild(document.createElement('div'))
+    const off = bundle.render({ model: fakeModel(), el: inside })
+    await settle()
+    expect(root.adoptedStyleSheets[0]).toBe(theirs)
+    expect(rules(root)).toHaveLength(6)
+    expect(rules(document)).toEqual([])
+    off()
+    expect(root.adoptedStyleSheets).toEqual([theirs])
+  })
+
+  it('follows a widget that was drawn before it was on the page', async () => {
+    const apart = document.createElement('div')
+    const told: (() => void)[] = []
+    vi.stubGlobal(
+      'ResizeObserver',
+      class {
+        constructor(tell: () => void) {
+          told.push(tell)
+        }
+        observe() {}
+        disconnect() {}
+      },
+    )
+    const off = bundle.render({ model: fakeModel(), el: apart })
+    await settle()
+    expect(rules(document)).toEqual([])
+    el.append(apart)
+    for (const tell of told) tell()
+    vi.unstubAllGlobals()
+    await settle()
+    expect(rules(document)).toHaveLength(5)
+    off()
+    expect(rules(document)).toEqual([])
+  })
+})
+
 describe('drawing', () => {
   it('happens at once, and once more in the next frame however much comes until then', async () => {
     const frames: FrameRequestCallback[] = []
