@@ -176,7 +176,7 @@ class Workbench(Heard):
         self._cancelled = True
         if self.status["state"] == "running":
             kept = f"{self.status['done']} of {self.status['total']}"
-            self._say({"state": "cancelled", "text": f"Cancelled. {kept} cells kept."}, self._gen)
+            self._say({**self.status, "text": f"Cancelling: {kept} cells are kept."}, self._gen)
 
     def to_html(self, path: str) -> Path:
         """Writes what is finished as one self-contained HTML page and returns its path."""

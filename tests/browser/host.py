@@ -257,7 +257,13 @@ class Book:
     def python(self, expression):
         """Returns what an expression is worth in the kernel, through JSON: what Python really received."""
         code = f"import json as _json\nprint('<<<' + _json.dumps({expression}, default=str) + '>>>')"
-        text = self.page.evaluate(
+        text = self.said(code)
+        assert "<<<" in text, text
+        return json.loads(text.split("<<<", 1)[1].rsplit(">>>", 1)[0])
+
+    def said(self, code):
+        """Returns what code prints in the kernel, or its traceback."""
+        return self.page.evaluate(
             """async code => {
                 const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
                 const future = kernel.requestExecute({code, store_history: false});
@@ -271,8 +277,6 @@ class Book:
             }""",
             code,
         )
-        assert "<<<" in text, text
-        return json.loads(text.split("<<<", 1)[1].rsplit(">>>", 1)[0])
 
     def eventually(self, expression, expected, seconds=30):
         """Waits until an expression in the kernel has a value; fails with the last one seen."""

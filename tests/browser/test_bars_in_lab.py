@@ -74,11 +74,15 @@ TURN = """async direction => {
 CANCEL = """async () => {
     const root = document.querySelector('[data-testid=nbp-root]'), clicked = Date.now();
     root.querySelector('[data-testid=nbp-cancel]').click();
-    while (root.querySelector('[data-testid=nbp-status]').dataset.state !== 'cancelled') {
-        if (Date.now() - clicked > 20000) throw new Error('it goes on');
-        await new Promise(done => setTimeout(done, 2));
-    }
-    return [clicked, Date.now() - clicked];
+    const until = async there => {
+        while (!there(root.querySelector('[data-testid=nbp-status]'))) {
+            if (Date.now() - clicked > 20000) throw new Error('it goes on');
+            await new Promise(done => setTimeout(done, 2));
+        }
+        return Date.now() - clicked;
+    };
+    const said = await until(e => /^Cancel/.test(e.textContent));
+    return [clicked, said, await until(e => e.dataset.state === 'cancelled')];
 }"""
 
 
@@ -119,9 +123,11 @@ def test_cancelling(book):
     book.eventually("wb.status['state']", "done")
     book.python("wb._receive({'v': 1, 'type': 'set', 'component': 'pattern', 'over': 'layer head dest src'})")
     book.part("nbp-cancel").wait_for(timeout=20_000)
-    clicked, seen = book.page.evaluate(CANCEL)
+    clicked, seen, ended = book.page.evaluate(CANCEL)
     heard = book.python("heard[-1]") - clicked
-    print(f"\nCancel: in Python after {heard:.0f} ms, on the page after {seen} ms (bar 100)")
+    print(
+        f"\nCancel: in Python after {heard:.0f} ms, said on the page after {seen} ms (bar 100), ended after {ended} ms"
+    )
 
 
 def test_no_part_of_it_blocks_the_page(book):
