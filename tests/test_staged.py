@@ -7,13 +7,16 @@ import pytest
 from test_workbench import OTHER, PAIR, Page, model  # noqa: F401 - a fixture
 
 import nbpatch as nbp
-from nbpatch.engine import run, staged
+from nbpatch.engine import Progress, run, staged
 from nbpatch.engine.staged import run_in_stages, stages
 from nbpatch.live import measuring
+from nbpatch.live.controls import Ask
 from nbpatch.live.looks import ESTIMATE
+from nbpatch.live.stream import Stream
 from nbpatch.metrics import as_metrics
 from nbpatch.model import Model
 from nbpatch.plan import NOT_RUN, Plan, make_plan
+from nbpatch.prompts import as_pairs
 from nbpatch.workbench import Workbench
 
 
@@ -132,6 +135,24 @@ def test_a_quick_sweep_is_there_before_its_estimate(page: Page, monkeypatch) -> 
     alone = next(one for one in sent if one.get("estimate"))
     estimated = nbp.attribute(page.bench.model, [PAIR, OTHER], "z").effect(per_pair=True).sel(pair=0).to_numpy().ravel()
     np.testing.assert_allclose(effect_and_state(page, alone)[0], estimated, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("component", "over", "updates"), [("z", "layer head", 20), ("pattern", "layer head dest src", 2)]
+)
+def test_a_large_map_is_sent_less_often(model: Model, monkeypatch, component, over, updates) -> None:  # noqa: F811
+    plan = plan_of(model, component, over, "denoising")
+    begun = run(plan, model, stop=measuring.at_once)
+    ask = Ask(as_pairs([PAIR, OTHER]), component, plan.over, "denoising", plan.metrics, "logit_diff")
+    monkeypatch.setattr("nbpatch.live.stream._PER_CELL", 0.5 / plan.states[..., 0].size if updates < 20 else 25e-6)
+    posted: list[Any] = []
+    send = Stream(ask, plan, begun, {}, lambda status: None, posted.append).send
+    clock = iter(np.arange(1.0, 2.0, 0.01))
+    monkeypatch.setattr("nbpatch.live.stream.time.monotonic", lambda: next(clock))
+    values = {name: begun.data[name].to_numpy()[None] for name in ("logit_diff", "prob")}
+    for _ in range(100):
+        send(Progress(1, plan.n_runs, 1.0, values, begun.data["state"].to_numpy()[None]))
+    assert len(posted) == pytest.approx(updates, abs=1)
 
 
 def test_a_long_sweep_is_run_in_stages(page: Page, monkeypatch) -> None:

@@ -17,9 +17,12 @@ from nbpatch.view.payload import Message
 UPDATE_EVERY = 0.05
 """Seconds between two updates of a running map: Jupyter's server drops messages silently when they come too fast."""
 
+_PER_CELL, _LONGEST = 25e-6, 0.5
+"""Seconds between two updates per cell of the map, which a page needs to draw them, and the most there are."""
+
 
 class Stream:
-    """Sends a running sweep to the page, at most every `UPDATE_EVERY` seconds.
+    """Sends a running sweep to the page, at most every `UPDATE_EVERY` seconds, and less often where it is large.
 
     Args:
         begun: the sweep with its base runs made and nothing else.
@@ -39,12 +42,13 @@ class Stream:
     ) -> None:
         self._ask, self._plan, self._baselines, self._looks = ask, plan, begun.baselines, looks
         self._say, self._post = say, post
+        self._every = max(UPDATE_EVERY, min(_LONGEST, _PER_CELL * plan.states[..., 0].size))
         self._sent = 0.0
 
     def send(self, progress: Progress) -> None:
         """Takes the progress of a run; sends its maps and its status when it is time."""
         now = time.monotonic()
-        if now - self._sent < UPDATE_EVERY:
+        if now - self._sent < self._every:
             return
         self._sent = now
         maps = self.maps(progress.values, progress.state)
