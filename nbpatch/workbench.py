@@ -448,7 +448,7 @@ class Workbench(Heard):
         worker = TYPING if kind == "draft" else KERNEL
         reply(worker, (self, "ask", key), message, begin, self.post)
 
-    def _guarded(self, action: Callable[[], None]) -> None:
+    def _guarded(self, action: Callable[[], Any]) -> None:
         try:
             action()
         except Exception as error:  # noqa: BLE001 - a handler's error belongs on the page

@@ -21,6 +21,7 @@ from nbpatch.engine.entries import present
 from nbpatch.engine.owners import matrix_of
 from nbpatch.engine.receivers import mlp_output, projected
 from nbpatch.engine.rows import Ints
+from nbpatch.engine.stopping import Halted, never
 from nbpatch.engine.supply import Ids, Supply
 from nbpatch.engine.table import Filled
 from nbpatch.engine.tail import unembedded
@@ -85,6 +86,7 @@ class CircuitRuns:
         self.model = model
         self.parts = parts
         self.additive = additive
+        self.halt: Callable[[], bool] = never
         self.n_waves = 0
         self.runs: BaseRuns | None = None
         self.traced: Trace | None = None
@@ -224,6 +226,8 @@ class _Wave:
     def go(self) -> Float[Tensor, "row pos d_model"]:
         """Returns what the logits read."""
         for layer in range(self.graph.n_layers):
+            if self.engine.halt():
+                raise Halted
             self._heads(layer)
             self._mlp(layer)
         inputs = slice(len(self.graph.inputs) - 1, None)
