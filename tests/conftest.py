@@ -11,11 +11,13 @@ os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")
 
 import hypothesis
 import pytest
+import typecheck
 
 hypothesis.settings.register_profile(
     "nbpatch", deadline=None, max_examples=30, derandomize=bool(os.environ.get("CI")), print_blob=True
 )
 hypothesis.settings.load_profile("nbpatch")
+typecheck.check_as_needed()
 
 
 @pytest.fixture(scope="session", autouse=True)
