@@ -34,3 +34,13 @@ def tiny():
     import nbpatch
 
     return nbpatch.load("tiny")
+
+
+@pytest.fixture
+def untyped():
+    """Lets a test pass what no annotation allows, as a user can: type checks run under pytest only."""
+    from jaxtyping import config
+
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)

@@ -21,13 +21,10 @@ from oracle_ablation import (
     tokens_of,
     with_marks,
 )
-from test_prompts import untyped
 
 import nbpatch
 from nbpatch import Pairs, PromptPair
 from nbpatch.errors import ResultError
-
-__all__ = ["untyped"]
 
 DIRECTED = ("noise denoising", "noise noising")
 # Components that are swept in one call, with the axes they are swept over.

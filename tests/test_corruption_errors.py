@@ -6,13 +6,10 @@ from typing import Any
 import pytest
 from oracle_ablation import PAIRS, TRIOS, model_of
 from test_corruption import CASES, swept, values
-from test_prompts import untyped
 
 import nbpatch
 from nbpatch import PromptPair
 from nbpatch.errors import NbpatchError, PlanError
-
-__all__ = ["untyped"]
 
 LONG = "Then Mary and John went to the store, and John gave a drink to"
 UNLABELLED = PromptPair("The capital of Greece is", "The capital of Spain is", " Athens", " Madrid")

@@ -27,14 +27,11 @@ from oracle_circuits import (
     stages,
     writers,
 )
-from test_prompts import untyped
 
 import nbpatch as nbp
 from nbpatch.graph import Circuit, Graph
 from nbpatch.model import Model
 from nbpatch.tokens import encode
-
-__all__ = ["untyped"]
 
 TOLERANCE = 1e-4
 MODELS = ("tiny", "llama")

@@ -7,13 +7,10 @@ import oracle_ablation as oracle
 import pytest
 from oracle_ablation import ENGINES, ONE_OF_EACH, PAIRS, PLACES, TOLERANCE, TRIOS, Run, Spot, hf_of, model_of
 from test_corruption import CASES, DIRECTED, OVER, check, draws_of, ones_of, runs_of, swept, values
-from test_prompts import untyped
 
 import nbpatch
 from nbpatch import PromptPair
 from nbpatch.errors import NbpatchError, PlanError
-
-__all__ = ["untyped"]
 
 FEW = 2
 BOTH = ("denoising", "noising")

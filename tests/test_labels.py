@@ -1,13 +1,11 @@
 """Labels: names of places in a prompt, found again among any tokenizer's tokens."""
 
 import pytest
-from test_prompts import CLEAN, CORRUPTED, KINDS, shared, tokenize, tokenizer, untyped
+from test_prompts import CLEAN, CORRUPTED, KINDS, shared, tokenize, tokenizer
 
 from nbpatch.errors import PromptError
 from nbpatch.prompts import Pairs, PromptPair
 from nbpatch.tokens import Coder
-
-__all__ = ["untyped"]
 
 
 def pair(clean: str = CLEAN, corrupted: str = CORRUPTED, **labels: object) -> PromptPair:

@@ -65,6 +65,7 @@ def test_strip_twice_is_strip_once(saved, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.usefixtures("untyped")
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"metadata": 3}', '{"metadata": {}, "cells": [4]}'])
 def test_strip_refuses_what_is_no_notebook(tmp_path, capsys, text):
     path = tmp_path / "not.ipynb"

@@ -79,16 +79,6 @@ def pieces_tokenizer() -> Any:
     )  # fmt: skip
 
 
-@pytest.fixture
-def untyped():
-    """Lets a test pass what no annotation allows, as a user can: type checks run under pytest only."""
-    from jaxtyping import config
-
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
-
-
 def tokenize(kind: str, *pairs: PromptPair, n_ctx: int | None = None, bos: bool = True) -> tuple[TokenizedPair, ...]:
     return tokenize_pairs(Pairs(pairs), tokenizer(kind), n_ctx=n_ctx, bos=bos)
 

@@ -8,7 +8,6 @@ import ipywidgets
 import numpy as np
 import pytest
 import traitlets
-from test_prompts import untyped  # noqa: F401 - a fixture
 from test_workbench import PAIR, model  # noqa: F401 - a fixture
 
 import nbpatch as nbp

@@ -1,12 +1,13 @@
 """The checker that looks at every call of the package while tests run; an int is a float, as PEP 484 has it."""
 
 from collections.abc import Callable
+from functools import wraps
 from types import CodeType
 from typing import Any, get_args
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
-from jaxtyping import AbstractArray
+from jaxtyping import AbstractArray, config
 
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
@@ -31,9 +32,21 @@ def _as_needed(*, typechecker: Any) -> Callable[[Any], Any]:
             if code in _seen:
                 return made
             _seen.add(code)
-        return shapes_too(made) if any(map(_has_arrays, made.__annotations__.values())) else typechecker(made)
+        if any(map(_has_arrays, made.__annotations__.values())):
+            return shapes_too(made)
+        return _unless_disabled(made, typechecker(made))
 
     return decorated
+
+
+def _unless_disabled(made: Callable[..., Any], types_too: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns what checks types unless a test has turned that off, as jaxtyping's own does."""
+
+    @wraps(made)
+    def either(*args: Any, **options: Any) -> Any:
+        return (made if config.jaxtyping_disable else types_too)(*args, **options)
+
+    return either
 
 
 def _has_arrays(annotation: Any) -> bool:
