@@ -5,6 +5,7 @@ import { type Child, h } from './dom'
 import { EstimateAgainstExact } from './estimate'
 import { plural, readNumber, visible } from './format'
 import { together } from './gestures'
+import { isLanding, Landing } from './landing'
 import type { Frame } from './map'
 import { NextTokens } from './next'
 import { PathButtons } from './path_buttons'
@@ -20,7 +21,13 @@ import { Wrong } from './wrong'
 export function Inspector({ store, frame }: { store: Store; frame: Frame }): Child {
   return (
     <aside class="inspector">
-      {together(store).length > 1 ? <Together store={store} /> : <Chosen store={store} />}
+      {together(store).length > 1 ? (
+        <Together store={store} />
+      ) : isLanding(store) ? (
+        <Landing store={store} frame={frame} />
+      ) : (
+        <Chosen store={store} />
+      )}
       <EstimateAgainstExact store={store} frame={frame} />
       <Strongest store={store} frame={frame} />
       <NextTokens store={store} />

@@ -1,12 +1,10 @@
 // What stands around a heat map: column and row names, brackets below, legend beside.
 
-import { css, diverging, type Scale, type Theme, tone } from './colour'
 import { type Child, h } from './dom'
-import { tick, visible } from './format'
+import { visible } from './format'
 import type { Rows } from './geometry'
 import type { Store } from './store'
-import { SCALE } from './style.generated'
-import { indexIn, type Table, yardstick } from './table'
+import { indexIn, type Table } from './table'
 import { TokenText } from './ui'
 import { type HeatMap, type Pair, State } from './wire'
 
@@ -166,52 +164,3 @@ export function BottomMarks({ store, table, col }: { store: Store; table: Table;
     </div>
   )
 }
-
-export const gradient = (theme: Theme, to: string): string =>
-  `linear-gradient(${to},${SCALE[theme].join(',')})`
-
-/** The scale with a pointer at the selected value; upright beside the map, lying under it when `height` is 0. */
-export function Legend(props: { store: Store; map: HeatMap; scale: Scale; height: number }): Child {
-  const { store, map, scale, height } = props
-  const { limit, log, note } = scale
-  const { by, share } = yardstick(map)
-  const cell = store.hover.value ?? store.chosen
-  const index = indexIn(map, cell)
-  const value = tone((map.effect[index] ?? Number.NaN) / by, scale)
-  const place = `${50 + 50 * Math.max(-1, Math.min(1, value))}%`
-  const lying = height === 0
-  // A logarithm is read by its decades: one tick on each side says which it is.
-  const between = log && limit > 0.1 ? [0.1, -0.1] : []
-  return (
-    <div
-      class={`legend${lying ? ' lying' : ''}`}
-      style={lying ? {} : { height: `${height}px` }}
-      aria-hidden="true"
-    >
-      <i class="ramp" />
-      {Number.isFinite(value) && <i class="pointer" style={lying ? { left: place } : { bottom: place }} />}
-      <span class="hi">{tick(limit)}</span>
-      <span class="mid">0</span>
-      <span class="lo">{tick(-limit)}</span>
-      {lying && (
-        <span class="what">
-          {map.parts ? 'difference of shares' : share ? 'share of the gap' : 'of the largest'}
-          <br />
-          dots: exactly 0
-        </span>
-      )}
-      {between.map((v) => {
-        const at = `${50 + 50 * tone(v, scale)}%`
-        return (
-          <span key={v} class="tick" style={lying ? { left: at } : { bottom: at }}>
-            {tick(v)}
-          </span>
-        )
-      })}
-      {note && <span class="beyond">{note}</span>}
-    </div>
-  )
-}
-
-export const swatch = (value: number, limit: number, theme: Theme): string =>
-  css(diverging(value / limit, theme))

@@ -7,11 +7,12 @@ import { boxOf, isPooled } from './draw'
 import { plural, readNumber } from './format'
 import { columnIn, type Grid, type Rows, rowAt, rowsOf, UPRIGHT } from './geometry'
 import { keyAct } from './keys'
-import { BottomMarks, Columns, Legend, RowNames } from './labels'
+import { BottomMarks, Columns, RowNames } from './labels'
+import { Legend } from './legend'
 import { lensOf } from './lens'
 import type { Lens } from './load'
 import type { Store } from './store'
-import { cellOf, find, heldAxes, layOut, type Table, yardstick } from './table'
+import { cellOf, find, heldAxes, indexIn, layOut, type Table, yardstick } from './table'
 import { Turn } from './ui'
 import { type Choice, type HeatMap, OTHER } from './wire'
 import { readout } from './words'
@@ -190,6 +191,7 @@ function OneMap({ store, table, rows, frame, lens, col }: OneProps): Child {
   const [x = 0, y = 0] = scrolled.value.split(' ').map(Number)
   const part = partOf({ w: width, h: rows.total }, { x, y, w: frame.space, h: TALLEST })
   const upright = frame.upright || (loose && grid.col < UPRIGHT)
+  const legend = { map: table.map, scale, index: indexIn(table.map, store.hover.value ?? store.chosen) }
   return (
     <div
       class={`one${loose || lens.square ? ' loose' : ''}`}
@@ -230,17 +232,10 @@ function OneMap({ store, table, rows, frame, lens, col }: OneProps): Child {
           <Ring box={ringBox(table, scene, store.hover.value)} kind="outline" />
           {held?.marks}
         </div>
-        {!frame.upright && (
-          <Legend
-            store={store}
-            map={table.map}
-            scale={scale}
-            height={Math.min(150, Math.max(96, rows.total))}
-          />
-        )}
+        {!frame.upright && <Legend {...legend} height={Math.min(150, Math.max(96, rows.total))} />}
       </div>
       {!frame.upright && <BottomMarks store={store} table={table} col={grid.col} />}
-      {frame.upright && <Legend store={store} map={table.map} scale={scale} height={0} />}
+      {frame.upright && <Legend {...legend} height={0} words />}
     </div>
   )
 }

@@ -3,8 +3,9 @@
 import { penOf } from './canvas'
 import { type Child, h } from './dom'
 import { drawMap, type Pen } from './draw'
-import { plural, readNumber, tick } from './format'
+import { plural, readNumber } from './format'
 import { keyAct } from './keys'
+import { Legend } from './legend'
 import type { Frame } from './map'
 import {
   type Box,
@@ -40,9 +41,11 @@ export function PathMap({ store, frame, now, map }: MapProps): Child {
   const chosen = chosenOf(store, map)
   const hover = hoverOf(store)
   const shown = hover.value ?? chosen
+  const index = (map.coords[map.dims[0] as string] ?? []).indexOf(shown ?? '')
+  const scale = { limit, log: false, note: '' }
   const look = {
     theme: frame.theme,
-    scale: { limit, log: false },
+    scale,
     font: frame.font,
     background: frame.background,
     narrow: frame.narrow,
@@ -90,12 +93,12 @@ export function PathMap({ store, frame, now, map }: MapProps): Child {
               <Ring box={boxAt(layout, hover.value)} kind="outline" />
             </div>
             {!frame.narrow && (
-              <Scale map={map} limit={limit} shown={shown} height={Math.min(150, layout.total)} />
+              <Legend map={map} scale={scale} index={index} height={Math.min(150, layout.total)} />
             )}
           </div>
         </div>
       </Focusable>
-      {frame.narrow && <Scale map={map} limit={limit} shown={shown} height={0} />}
+      {frame.narrow && <Legend map={map} scale={scale} index={index} height={0} />}
       <Readout store={store} map={map} now={now} limit={limit} shown={shown} />
     </div>
   )
@@ -204,28 +207,6 @@ function Ring({ box, kind }: { box: Box | null; kind: string }): Child {
   if (!box) return null
   const style = { left: `${box.x}px`, top: `${box.y}px`, width: `${box.w}px`, height: `${box.h}px` }
   return <i class={kind} style={style} />
-}
-
-/** The scale, with a pointer at the value under the pointer or chosen; lying when `height` is 0. */
-function Scale(props: { map: HeatMap; limit: number; shown: string | null; height: number }): Child {
-  const { map, limit, shown, height } = props
-  const index = (map.coords[map.dims[0] as string] ?? []).indexOf(shown ?? '')
-  const value = (map.effect[index] ?? Number.NaN) / yardstick(map).by / limit
-  const place = `${50 + 50 * Math.max(-1, Math.min(1, value))}%`
-  const lying = height === 0
-  return (
-    <div
-      class={`legend${lying ? ' lying' : ''}`}
-      style={lying ? {} : { height: `${height}px` }}
-      aria-hidden="true"
-    >
-      <i class="ramp" />
-      {Number.isFinite(value) && <i class="pointer" style={lying ? { left: place } : { bottom: place }} />}
-      <span class="hi">{tick(limit)}</span>
-      <span class="mid">0</span>
-      <span class="lo">{tick(-limit)}</span>
-    </div>
-  )
 }
 
 interface ReadoutProps {

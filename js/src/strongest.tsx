@@ -17,21 +17,34 @@ interface Row {
   shares: number[]
 }
 
-/** The cells with the larger effect in either direction, the strongest first. */
-export function strongestRows(maps: readonly HeatMap[], count = ROWS): Row[] {
+/** The cells with the larger effect in either direction, the strongest first; those of one state only, or of any. */
+export function strongestRows(maps: readonly HeatMap[], count = ROWS, state?: number): Row[] {
   const first = maps[0]
   if (!first || maps.some((m) => m.effect.length !== first.effect.length)) return []
   const by = maps.map((m) => yardstick(m).by)
-  const size = (i: number): number =>
-    Math.max(...maps.map((m, k) => Math.abs((m.effect[i] ?? 0) / (by[k] as number)) || 0))
-  const order = Array.from(first.effect, (_, i) => i).sort((a, b) => size(b) - size(a))
-  return order
-    .slice(0, count)
-    .filter((i) => size(i) > 0)
-    .map((i) => ({
-      cell: unravel(first, i),
-      shares: maps.map((m, k) => (m.effect[i] ?? Number.NaN) / (by[k] as number)),
-    }))
+  const sizes = new Float64Array(first.effect.length)
+  maps.forEach((m, k) => {
+    m.effect.forEach((v, i) => {
+      const size = state === undefined || m.state[i] === state ? Math.abs(v / (by[k] as number)) : 0
+      if (size > (sizes[i] as number)) sizes[i] = size
+    })
+  })
+  return largest(sizes, count).map((i) => ({
+    cell: unravel(first, i),
+    shares: maps.map((m, k) => (m.effect[i] ?? Number.NaN) / (by[k] as number)),
+  }))
+}
+
+/** Where the largest numbers above 0 are, the largest first: without sorting all of a map in every drawing. */
+function largest(sizes: Float64Array, count: number): number[] {
+  const best: number[] = []
+  sizes.forEach((size, i) => {
+    if (size <= (best.length < count ? 0 : (sizes[best.at(-1) as number] as number))) return
+    const place = best.findIndex((other) => (sizes[other] as number) < size)
+    best.splice(place < 0 ? best.length : place, 0, i)
+    best.length = Math.min(best.length, count)
+  })
+  return best
 }
 
 export function Strongest({ store, frame }: { store: Store; frame: Frame }): Child {

@@ -71,7 +71,6 @@ export interface Status {
   done: number
   total: number
   seconds_left?: number | null
-  strongest?: string | null
   gen: number
 }
 

@@ -13,12 +13,14 @@ import { short } from '../src/words'
 import {
   ATTENTION,
   BUFFERS,
+  EFFECT,
   type Fake,
   fakeModel,
   floatBytes,
   head,
   heads,
   keyed,
+  STATE,
   spec,
   stateBytes,
   weights,
@@ -460,5 +462,75 @@ describe('a swarm of dots', () => {
       '0.99',
     ])
     expect(ticks(-1, 1)).toHaveLength(5)
+  })
+})
+
+const coords = (layers: number, positions: number): Dict => ({
+  layer: Array.from({ length: layers }, (_, i) => i),
+  pos: Array.from({ length: positions }, (_, i) => i),
+})
+
+describe('while a sweep runs', () => {
+  const estimate = [0, 0, 4, 1, 0.5, 0, 0, 6, 1, -1]
+  const running = (more: Dict = {}): Dict => ({
+    state: 'running',
+    text: 'Running',
+    done: 3,
+    total: 10,
+    gen: 0,
+    ...more,
+  })
+
+  async function begin(state: number[]): Promise<void> {
+    await mount()
+    model.post(head({ estimate: true }), [
+      floatBytes(estimate),
+      stateBytes(estimate.map(() => State.Estimate)),
+    ])
+    model.post(head({ final: false }), [floatBytes(EFFECT), stateBytes(state)])
+    model.change('status', running({ seconds_left: 2.4 }))
+    await settle()
+  }
+
+  it('says how far it is and shows the strongest exact cells beside their estimates', async () => {
+    const guessed = EFFECT.map((_, i) => (i === 7 ? State.Estimate : (STATE[i] as number)))
+    await begin(guessed)
+    expect(text('nbp-landing')).toContain('3of 10 cells exactabout 2 s left')
+    const rows = [...get('nbp-so-far').querySelectorAll('tr')]
+    expect(rows.map((row) => row.querySelector('button')?.getAttribute('aria-label'))).toEqual([
+      'Layer 0, position 2',
+    ])
+    const [bar, tick] = ['i', 's'].map((tag) => rows[0]?.querySelector<HTMLElement>(tag)?.style)
+    expect(bar?.width).toBe('100%')
+    expect(Number.parseFloat(tick?.left ?? '')).toBeCloseTo((100 * 4) / 4.05, 3)
+  })
+
+  it('gives its place to a cell that is chosen, and to the strongest when it ends', async () => {
+    await begin([...STATE])
+    get('nbp-so-far').querySelector('button')?.click()
+    await settle()
+    expect(get('nbp-landing')).toBeNull()
+    expect(el.querySelector('.inspector')?.textContent).toContain('Layer 1, position 2')
+    await press('Escape')
+    expect(get('nbp-landing')).not.toBeNull()
+    model.change('status', running({ state: 'done' }))
+    await settle()
+    expect(get('nbp-landing')).toBeNull()
+    expect(el.querySelector('.inspector')?.textContent).toContain('Strongest: ')
+  })
+
+  it('finds the strongest without sorting, as sorting would', () => {
+    const values = Array.from({ length: 500 }, (_, i) => Math.sin(i * i) * (i % 7 === 0 ? Number.NaN : 1))
+    const map = decodeMap(head({ shape: [5, 100], dims: ['layer', 'pos'], coords: coords(5, 100) }), [
+      floatBytes(values),
+      stateBytes(values.map(() => State.Measured)),
+    ]) as HeatMap
+    const sorted = values
+      .map((v, i) => [Math.abs(v) || 0, i] as const)
+      .sort((a, b) => b[0] - a[0])
+      .slice(0, 9)
+    expect(strongestRows([map], 9).map(({ cell }) => 100 * Number(cell.layer) + Number(cell.pos))).toEqual(
+      sorted.map(([, i]) => i),
+    )
   })
 })
