@@ -182,8 +182,13 @@ export function show(el: HTMLElement, store: Store): () => void {
       drawn = false
       if (due) drawInFrame()
     })
-    draw()
+    if (due) draw()
   }
+  // Keys act on what they see: one that follows another in the same frame must find where the first has led.
+  const flush = () => {
+    if (due) draw()
+  }
+  el.addEventListener('keydown', flush, true)
   if (store.spec.value.view === 'circuit') store.need('circuit')
   draw()
   const root = el.querySelector('.nbp') as HTMLElement
@@ -211,6 +216,7 @@ export function show(el: HTMLElement, store: Store): () => void {
   return () => {
     gone = true
     view.cancelAnimationFrame(frame)
+    el.removeEventListener('keydown', flush, true)
     unwatch()
     observer?.disconnect()
     for (const stop of stops) stop()

@@ -202,6 +202,22 @@ describe('style', () => {
 })
 
 describe('drawing', () => {
+  it('is not waited for by keys: each begins where the one before it has led', async () => {
+    const frames: FrameRequestCallback[] = []
+    vi.spyOn(window, 'requestAnimationFrame').mockImplementation((run) => frames.push(run))
+    await mount({ spec: spec({ component: 'z', over: ['layer', 'head'] }) }, false)
+    model.post(heads(), [floatBytes([0, 0, 4, 1]), stateBytes([0, 0, 0, 0])])
+    while (frames.length) {
+      for (const run of frames.splice(0)) run(0)
+      await settle()
+    }
+    for (const key of ['Home', 'ArrowDown', 'ArrowRight']) {
+      get('nbp-heatmap').dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }))
+      await settle()
+    }
+    expect(model.data.selection).toEqual({ layer: 1, head: 1 })
+  })
+
   it('happens at once, and once more in the next frame however much comes until then', async () => {
     const frames: FrameRequestCallback[] = []
     vi.spyOn(window, 'requestAnimationFrame').mockImplementation((run) => frames.push(run))
