@@ -7,8 +7,6 @@ import re
 
 import pytest
 
-pytestmark = pytest.mark.long
-
 PAIRS = [
     ("When Mary and John went to the store, John gave", "When Mary and John went to the store, Mary gave", "Mary John"),
     ("When Tom and Mary went to the park, Mary gave", "When Tom and Mary went to the park, Tom gave", "Tom Mary"),

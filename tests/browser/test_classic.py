@@ -5,8 +5,6 @@ import os
 import pytest
 from host import COLAB, Book, Lab, other_packages
 
-pytestmark = pytest.mark.long
-
 SETUP = """\
 %load_ext nbpatch
 import time

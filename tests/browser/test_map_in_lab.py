@@ -5,8 +5,6 @@ import pytest
 
 import nbpatch as nbp
 
-pytestmark = pytest.mark.long
-
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPTED = "When Mary and John went to the store, Mary gave a drink to"
 CELL = (

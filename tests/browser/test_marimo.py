@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 from host import LOCAL, ROOT, free_port
 
-pytestmark = pytest.mark.long
-
 APP = """\
 import marimo
 

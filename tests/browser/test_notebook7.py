@@ -3,8 +3,6 @@
 import pytest
 from host import Book, Notebook
 
-pytestmark = pytest.mark.long
-
 SETUP = """\
 %load_ext nbpatch
 from ipywidgets.widgets import widget

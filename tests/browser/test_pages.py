@@ -11,8 +11,6 @@ import nbpatch as nbp
 from nbpatch.view import export
 from nbpatch.workbench import Workbench
 
-pytestmark = pytest.mark.long
-
 HOSTILE = [
     "<s>", "When", " Donaudampfschifffahrtsgesellschaft", "\n", "\t", " ", " سلام", "東京", "👩‍👩‍👧", "e\u0301",
     "</script><script>window.hacked = 1</script>", "<img src=x onerror='window.hacked=1'>", "<!--",
@@ -254,11 +252,11 @@ def test_where_the_page_may_not_have_the_screen_the_widget_takes_the_page(show, 
     page.get_by_test_id("nbp-heatmap").focus()
     page.keyboard.press("f")
     root = page.get_by_test_id("nbp-root")
-    page.wait_for_function("document.querySelector('.nbp').classList.contains('full')")
+    page.locator(".nbp.full").wait_for()
     assert root.bounding_box() == {"x": 0, "y": 0, "width": 1400, "height": 1000}
     page.get_by_test_id("nbp-full").focus()
     page.keyboard.press("Escape")
-    page.wait_for_function("!document.querySelector('.nbp').classList.contains('full')")
+    page.locator(".nbp:not(.full)").wait_for()
 
 
 @pytest.mark.parametrize("width", [360, 800, 1600])

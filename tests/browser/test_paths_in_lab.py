@@ -2,8 +2,6 @@
 
 import pytest
 
-pytestmark = pytest.mark.long
-
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPTED = "When Mary and John went to the store, Mary gave a drink to"
 PROMPTS = f'clean:     {CLEAN}\ncorrupted: {CORRUPTED}\nanswer:    " Mary"\nwrong:     " John"'

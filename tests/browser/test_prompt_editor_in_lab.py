@@ -5,8 +5,6 @@ The tests share one open notebook and run in order of the file; each sets up wha
 
 import pytest
 
-pytestmark = pytest.mark.long
-
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPTED = "When Mary and John went to the store, Mary gave a drink to"
 LONGER = "When Mary and John and Tom went to the store, Mary gave a drink to"

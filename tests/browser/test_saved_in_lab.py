@@ -3,8 +3,6 @@
 import pytest
 from host import Book, Lab
 
-pytestmark = pytest.mark.long
-
 CELL = """\
 %%patch --component z --over "layer head" --direction both -o result
 clean:     When Mary and John went to the store, John gave a drink to
