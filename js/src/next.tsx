@@ -38,6 +38,11 @@ export function NextTokens({ store }: { store: Store }): Child {
         <caption class="hidden">
           Probability of the next token, {names[0]} run and {names[1]} run
         </caption>
+        <colgroup>
+          <col class="next-token" />
+          <col />
+          <col class="num" />
+        </colgroup>
         <tbody>
           {shown.map((r, i) => (
             <tr key={`${r.token}${i}`}>

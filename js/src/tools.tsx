@@ -206,13 +206,14 @@ export function toggleFull(store: Store, near: HTMLElement): void {
   if (!root) return
   const end = () => {
     root.classList.remove('full')
-    root.removeEventListener('keydown', onEscape)
+    root.removeEventListener('keydown', onEscape, true)
     root.removeEventListener('fullscreenchange', changed)
     full.value = false
   }
   const changed = () => root.matches(':fullscreen') || end()
   const onEscape = (event: KeyboardEvent) => {
-    if (event.key !== 'Escape' || !root.classList.contains('full')) return
+    if (event.key !== 'Escape' || (event.target as Element).closest('dialog,[role=menu],[role=listbox]'))
+      return
     event.stopPropagation()
     end()
   }
@@ -225,7 +226,8 @@ export function toggleFull(store: Store, near: HTMLElement): void {
   root.addEventListener('fullscreenchange', changed)
   const inPage = () => {
     root.classList.add('full')
-    root.addEventListener('keydown', onEscape)
+    // Before the controls, which keep their keys to themselves.
+    root.addEventListener('keydown', onEscape, true)
   }
   if (root.requestFullscreen) root.requestFullscreen().catch(inPage)
   else inPage()
