@@ -144,7 +144,11 @@ function Work({ store }: { store: Store }): Child {
           type="button"
           class="button"
           data-testid="nbp-cancel"
-          onClick={() => store.host.send({ type: 'cancel' })}
+          onClick={() => {
+            // Said at once: the way to Python and back may take as long as the run has left.
+            store.status.value = { ...store.status.value, text: 'Cancelling: what is finished is kept.' }
+            store.host.send({ type: 'cancel' })
+          }}
         >
           <Square />
           Cancel

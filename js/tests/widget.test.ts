@@ -172,6 +172,9 @@ describe('controls', () => {
     expect(text('nbp-status')).toBe('Running: 3 of 12')
     get('nbp-cancel').click()
     expect(model.sent.slice(-2).map((m) => m.type)).toContain('cancel')
+    await settle()
+    expect(get('nbp-status').textContent).toMatch(/^Cancelling/)
+    expect(get('nbp-status').dataset.state).toBe('running')
     expect(of('run')).toHaveLength(1)
   })
 
