@@ -26,7 +26,7 @@ from nbpatch.live.editing import Editing
 from nbpatch.live.exports import exported
 from nbpatch.live.kept import Kept
 from nbpatch.live.looks import Look, first_look
-from nbpatch.live.measuring import Screen, at_once, is_quick, measured
+from nbpatch.live.measuring import Screen, at_once, measured
 from nbpatch.live.paths import SHOWN
 from nbpatch.live.question import Question, Reply
 from nbpatch.live.templates import build
@@ -105,7 +105,7 @@ class Workbench(Heard):
         self._editing = Editing(self._ask.pairs)
         self._kept = Kept()
         self._attention: dict[tuple[PromptPair, int], Result] = {}
-        self._looks: dict[tuple[Any, ...], Look] = {}
+        self._looks: dict[tuple[Any, ...], Look | None] = {}
         self._answered: dict[Any, Any] = {}
         self._gen = 0
         self._quiet = False
@@ -174,9 +174,6 @@ class Workbench(Heard):
     def cancel(self) -> None:
         """Stops the run before its next layer; finished cells are kept."""
         self._cancelled = True
-        if self.status["state"] == "running":
-            kept = f"{self.status['done']} of {self.status['total']}"
-            self._say({**self.status, "text": f"Cancelling: {kept} cells are kept."}, self._gen)
 
     def to_html(self, path: str) -> Path:
         """Writes what is finished as one self-contained HTML page and returns its path."""
@@ -349,18 +346,19 @@ class Workbench(Heard):
             return
         missing = self._kept.missing(ask)
         if missing:
-            plan = self._plan(ask, "both" if len(missing) > 1 else missing[0])
+            plan = self._plan(ask, _together(missing))
             result = measured(ask, plan, self.model, self._screen(ask, plan, gen))
             if gen != self._gen:
                 return
             complete = not (result.data["state"] == NOT_RUN).any()
             self._show(ask, self._kept.joined(ask, self._kept.keep(ask, result) if complete else result))
-            if is_quick(plan, self.model):
-                KERNEL.follow(self, lambda: self._guarded(lambda: self._look(ask, plan)))
         else:
             self._show(ask, self._kept.joined(ask, None))
         left = bool((self.result.data["state"] == NOT_RUN).any())
         self._say({"state": "cancelled" if left and self._cancelled else "done", "text": self._summary()}, gen)
+        later = [direction for direction in ask.directions if ask.sweep(direction) not in self._looks]
+        if later:
+            KERNEL.follow(self, lambda: self._guarded(lambda: self._look(ask, self._plan(ask, _together(later)))))
 
     def _screen(self, ask: Ask, plan: Plan, gen: int) -> Screen:
         """Returns what a sweep shows on its way to its end."""
@@ -373,10 +371,11 @@ class Workbench(Heard):
         )
 
     def _look(self, ask: Ask, plan: Plan) -> Mapping[str, Look]:
-        """Makes a sweep's estimate, shows it and returns it by direction."""
+        """Makes a sweep's estimate, shows it and returns it by direction; nothing where there is none to give."""
         looks = first_look(ask, plan, self.model)
-        self._looks.update({ask.sweep(direction): one for direction, one in looks.items()})
-        self._send_maps()
+        self._looks.update({ask.sweep(direction): looks.get(direction) for direction in plan.directions})
+        if looks:
+            self._send_maps()
         return looks
 
     def _show(self, ask: Ask, result: Result) -> None:
@@ -472,6 +471,10 @@ class Workbench(Heard):
                 else f"{left} cells not run yet"
             )
         return " · ".join(parts)
+
+
+def _together(directions: Sequence[str]) -> str:
+    return "both" if len(directions) > 1 else directions[0]
 
 
 def asked(plan: Plan, direction: str) -> Ask:

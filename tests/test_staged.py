@@ -1,5 +1,6 @@
 """A sweep in stages gives what one run gives, the strongest cells first; its estimate comes before all of them."""
 
+import time
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from test_workbench import OTHER, PAIR, Page, model  # noqa: F401 - a fixture
 
 import nbpatch as nbp
+import nbpatch.workbench as home
 from nbpatch.engine import Progress, run, staged
 from nbpatch.engine.staged import run_in_stages, stages
 from nbpatch.live import measuring
@@ -121,6 +123,21 @@ def test_without_an_estimate_the_sweep_runs_all_the_same(page: Page) -> None:
     assert page.bench.error is None
     assert page.bench.status["state"] == "done"
     assert not any(one.get("estimate") and one["key"]["metric"] == "rank" for one in page.got)
+
+
+def test_an_estimate_that_another_request_took_the_place_of_is_made_after_that(page: Page, monkeypatch) -> None:
+    monkeypatch.setattr(measuring, "QUICK", 1e9)
+    monkeypatch.setattr(home.KERNEL, "follow", lambda *_: None)
+    page.bench.run()
+    assert not any(one.get("estimate") for one in page.got)
+    monkeypatch.undo()
+    seen: list[Any] = []
+    monkeypatch.setattr(page.bench, "send", lambda message, buffers=(): seen.append(message))
+    page.bench.run()
+    until = time.monotonic() + 20
+    while not any(one.get("estimate") for one in seen):
+        assert time.monotonic() < until, "no estimate"
+        time.sleep(0.01)
 
 
 def test_a_quick_sweep_is_there_before_its_estimate(page: Page, monkeypatch) -> None:

@@ -1,4 +1,4 @@
-// What stands around a heat map: column and row names, brackets below, legend beside.
+// What stands around a heat map: column and row names, brackets below.
 
 import { type Child, h } from './dom'
 import { visible } from './format'

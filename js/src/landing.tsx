@@ -31,7 +31,7 @@ export function Landing({ store, frame }: { store: Store; frame: Frame }): Child
           <span>
             of {total} cells exact
             <br />
-            {left ? `about ${Math.max(1, Math.round(left))} s left` : ' '}
+            {left ? `about ${Math.max(1, Math.round(left))} s left` : '\u00a0'}
           </span>
         </div>
         <p class="note">Changing any control starts a new run. Cancel keeps what has landed.</p>

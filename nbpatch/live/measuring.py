@@ -40,26 +40,22 @@ class Screen:
 
 
 def expected(plan: Plan, model: Model) -> float:
-    """Returns the seconds that a sweep will take on this machine."""
+    """Returns the seconds that a sweep will take on this machine; one whose cost is not known counts as long."""
     cost = planned(plan, model).cost
     return LONG if cost is None else cost.seconds
 
 
-def is_quick(plan: Plan, model: Model) -> bool:
-    """Whether a sweep is to be run before its estimate is made."""
-    return expected(plan, model) < QUICK
-
-
 def measured(ask: Ask, plan: Plan, model: Model, screen: Screen) -> Result:
     """Returns a sweep's result, finished or as far as it got when `screen.stop` said so."""
-    if is_quick(plan, model):
+    seconds = expected(plan, model)
+    if seconds < QUICK:
         return run(plan, model, stop=screen.stop)
     # The controls and the prompts are shown before the first numbers: the base runs alone are quick.
     begun = run(plan, model, stop=at_once)
     screen.begin(begun)
     looks = screen.look()
     send = Stream(ask, plan, begun, looks, screen.say, screen.post).send
-    if not looks or expected(plan, model) < LONG:
+    if not looks or seconds < LONG:
         return run(plan, model, on_progress=send, stop=screen.stop)
     return run_in_stages(plan, model, strengths(plan, looks), on_progress=send, stop=screen.stop)
 

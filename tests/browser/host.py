@@ -38,6 +38,14 @@ ROOT = Path(__file__).parents[2]
 OURS = os.pathsep.join(map(str, [ROOT, Path(__file__).parent]))
 KERNELS = ROOT / "build" / "kernels"
 
+PROMPTS = """\
+clean:     When Mary and John went to the store, John gave a drink to
+corrupted: When Mary and John went to the store, Mary gave a drink to
+answer:    " Mary"
+wrong:     " John"
+"""
+"""The body of the usual `%%patch`."""
+
 LOCAL = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:")
 
 

@@ -3,13 +3,8 @@
 import re
 
 import pytest
+from host import PROMPTS
 
-PROMPTS = """\
-clean:     When Mary and John went to the store, John gave a drink to
-corrupted: When Mary and John went to the store, Mary gave a drink to
-answer:    " Mary"
-wrong:     " John"
-"""
 LONG = f'%%patch --component pattern --over "layer head dest src" --direction both -o long\n{PROMPTS}'
 SLOW = """\
 %load_ext nbpatch

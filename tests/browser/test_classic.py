@@ -3,7 +3,8 @@
 import os
 
 import pytest
-from host import COLAB, Book, Lab, other_packages
+from host import COLAB, PROMPTS, Book, Lab, other_packages
+from usual import Usual
 
 SETUP = """\
 %load_ext nbpatch
@@ -23,13 +24,7 @@ def bench():
     (found,) = [one for one in Widget.widgets.values() if type(one).__name__ == "Workbench"]
     return found
 """
-CELL = """\
-%%patch --component z --over "layer head" --direction denoising -o result
-clean:     When Mary and John went to the store, John gave a drink to
-corrupted: When Mary and John went to the store, Mary gave a drink to
-answer:    " Mary"
-wrong:     " John"
-"""
+CELL = f'%%patch --component z --over "layer head" --direction denoising -o result\n{PROMPTS}'
 SLOW = """\
 slow[0], frontier.MOST_TOKENS, measuring.QUICK = True, 16, 0
 """
@@ -77,12 +72,16 @@ class ClassicBook(Book):
     def said(self, code):
         return self.page.evaluate(
             """code => new Promise(done => {
-                let text = '';
+                let text = '', failed = false, left = 500;
+                // The reply may come before what was printed.
+                const end = () => text.includes('>>>') || failed || !left-- ? done(text) : setTimeout(end, 20);
                 Jupyter.notebook.kernel.execute(code, {
-                    shell: {reply: () => setTimeout(() => done(text), 50)},
+                    shell: {reply: end},
                     iopub: {output: message => {
                         if (message.msg_type === 'stream') text += message.content.text;
-                        if (message.msg_type === 'error') text += message.content.traceback.join('\\n');
+                        if (message.msg_type !== 'error') return;
+                        failed = true;
+                        text += message.content.traceback.join('\\n');
                     }},
                 }, {silent: false, store_history: false});
             })""",
@@ -111,32 +110,8 @@ def test_it_is_the_classic_page_with_the_packages_of_colab(book):
     assert book.page.evaluate("() => typeof window.jupyterapp") == "undefined"
 
 
-def test_a_click_and_keys_select_and_python_hears_of_it(book):
-    book.click(2, 3)
-    book.eventually("bench().selection", {"layer": 2, "head": 3})
-    share = book.python("float(result.share().sel(layer=2, head=3))")
-    book.wait_for_text(book.part("nbp-readout"), rf"{abs(share):.2f}")
-    book.part("nbp-heatmap").focus()
-    book.page.keyboard.press("ArrowUp")
-    book.eventually("bench().selection", {"layer": 1, "head": 3})
-    for _ in range(2):
-        book.page.keyboard.press("d")
-    assert book.cells() == 3, "the page took the keys"
-
-
-def test_turning_runs_the_other_direction(book):
-    book.turn("noising")
-    book.eventually("bench().result.provenance['direction']", "noising")
-    book.eventually("bench().status['state']", "done")
-    book.part("nbp-attention").locator("canvas").first.wait_for()
-
-
-def test_an_edited_prompt_is_run(book):
-    text = "When Mary and John went to the store, John gave a book to"
-    book.type_into("nbp-clean", text)
-    book.type_into("nbp-corrupted", text.replace("John gave", "Mary gave"))
-    book.eventually("bench().pairs[0].clean", text)
-    book.eventually("bench().status['state']", "done")
+class TestUsual(Usual):
+    """What the widget does everywhere."""
 
 
 def test_a_run_is_cancelled_and_what_was_finished_stays(book):

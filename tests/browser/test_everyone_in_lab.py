@@ -2,14 +2,9 @@
 
 import pytest
 from axe import violations
+from host import PROMPTS
 
-CELL = """\
-%%patch --component z --over "layer head" --direction both -o result
-clean:     When Mary and John went to the store, John gave a drink to
-corrupted: When Mary and John went to the store, Mary gave a drink to
-answer:    " Mary"
-wrong:     " John"
-"""
+CELL = f'%%patch --component z --over "layer head" --direction both -o result\n{PROMPTS}'
 CONTROLS = (
     "nbp-export", "nbp-answer", "nbp-wrong", "nbp-direction", "nbp-component", "nbp-metric", "nbp-run", "nbp-clean",
     "nbp-corrupted", "nbp-heatmap", "nbp-attention-mode", "nbp-card",

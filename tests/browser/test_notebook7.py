@@ -1,7 +1,8 @@
 """The widget in Notebook 7: shown, selected in, turned, edited; Python hears of all of it."""
 
 import pytest
-from host import Book, Notebook
+from host import PROMPTS, Book, Notebook
+from usual import Usual
 
 SETUP = """\
 %load_ext nbpatch
@@ -13,13 +14,7 @@ def bench():
     (found,) = [one for one in widget._instances.values() if type(one).__name__ == "Workbench"]
     return found
 """
-CELL = """\
-%%patch --component z --over "layer head" --direction denoising -o result
-clean:     When Mary and John went to the store, John gave a drink to
-corrupted: When Mary and John went to the store, Mary gave a drink to
-answer:    " Mary"
-wrong:     " John"
-"""
+CELL = f'%%patch --component z --over "layer head" --direction denoising -o result\n{PROMPTS}'
 
 
 @pytest.fixture(scope="module")
@@ -34,30 +29,8 @@ def book(chromium, tmp_path_factory):
         page.close()
 
 
-def test_a_click_and_keys_select_and_python_hears_of_it(book):
-    book.click(2, 3)
-    book.eventually("bench().selection", {"layer": 2, "head": 3})
-    share = book.python("float(result.share().sel(layer=2, head=3))")
-    book.wait_for_text(book.part("nbp-readout"), rf"{abs(share):.2f}")
-    book.part("nbp-heatmap").focus()
-    book.page.keyboard.press("ArrowUp")
-    book.eventually("bench().selection", {"layer": 1, "head": 3})
-    for _ in range(2):
-        book.page.keyboard.press("d")
-    assert book.cells() == 2
-
-
-def test_turning_runs_the_other_direction(book):
-    book.turn("noising")
-    book.eventually("bench().result.provenance['direction']", "noising")
-    book.eventually("bench().status['state']", "done")
-
-
-def test_an_edited_prompt_is_run(book):
-    text = "When Mary and John went to the store, John gave a book to"
-    book.type_into("nbp-clean", text)
-    book.type_into("nbp-corrupted", text.replace("John gave", "Mary gave"))
-    book.eventually("bench().pairs[0].clean", text)
+class TestUsual(Usual):
+    """What the widget does everywhere."""
 
 
 def test_nothing_went_wrong_on_the_way(book, screens):

@@ -1,15 +1,9 @@
 """A notebook that is opened again in JupyterLab: what it shows of a widget whose kernel is gone is true."""
 
 import pytest
-from host import Book, Lab
+from host import PROMPTS, Book, Lab
 
-CELL = """\
-%%patch --component z --over "layer head" --direction both -o result
-clean:     When Mary and John went to the store, John gave a drink to
-corrupted: When Mary and John went to the store, Mary gave a drink to
-answer:    " Mary"
-wrong:     " John"
-"""
+CELL = f'%%patch --component z --over "layer head" --direction both -o result\n{PROMPTS}'
 UNTRUST = "() => { for (const c of window.jupyterapp.shell.currentWidget.content.widgets) c.model.trusted = false }"
 
 
