@@ -86,8 +86,9 @@ def _gelu(value: Tensor) -> Tensor:
     if value.device.type != "cpu" or value.dtype != torch.float32 or not value.is_contiguous():
         return gelu(value, approximate="tanh")
     slope = 2 * (2 / torch.pi) ** 0.5
+    start = torch.tensor(slope)
     for piece in value.view(-1).split(_PIECE):
-        inner = (piece * piece).mul_(0.044715 * slope).add_(slope).mul_(piece)
+        inner = torch.addcmul(start, piece, piece, value=0.044715 * slope).mul_(piece)
         piece.mul_(inner.sigmoid_())
     return value
 

@@ -15,7 +15,8 @@ from nbpatch.engine.attention import all_replaced
 from nbpatch.engine.shims import given_only, passing
 from nbpatch.parts import Parts
 
-_FEW = 8
+_FEW = 32
+"""Rows of a product with the unembedding that torch computes faster the other way round: at least by a third."""
 
 
 @torch.no_grad()
@@ -55,7 +56,6 @@ def narrow(unembed: Any, columns: Tensor | None) -> Callable[..., Tensor]:
     def forward(hidden: Float[Tensor, "row 1 d_model"]) -> Float[Tensor, "row 1 column"]:
         if len(hidden) > _FEW:
             return linear(hidden, weight, bias)
-        # The same product the other way round: for a few rows torch is three times as fast with it.
         logits = (weight @ hidden[:, 0].T).T[:, None]
         return logits if bias is None else logits + bias
 

@@ -20,7 +20,7 @@ from nbpatch.engine.attention import Keys, Queries, Values, all_replaced, attend
 from nbpatch.engine.entries import Tokens, attn_values, mid_values, neuron_values, residual_values, vectors, z_values
 from nbpatch.engine.lead import Lead
 from nbpatch.engine.overwrites import Overwrites, Spots, write_over
-from nbpatch.engine.packing import Group, groups_of, packed, rectangles
+from nbpatch.engine.packing import Group, continued, groups_of, packed, rectangles
 from nbpatch.engine.rows import COMPONENT_NAMES, PRE, Ints, Rows
 from nbpatch.engine.shims import Shim, Stopped, at_positions
 from nbpatch.engine.stopping import Halted, never
@@ -488,11 +488,11 @@ class Suffixes:
     def _group(
         self, module: nn.Module, group: Group, count: int, own: Sequence[Tensor], options: Mapping[str, Any]
     ) -> Tensor:
-        runs = self.walk.run[group.rows][:count]
         q, k, v = own
         if group.start:
-            k = torch.cat([self.seen.k[:, :, : group.start][runs], k], dim=2)
-            v = torch.cat([self.seen.v[:, :, : group.start][runs], v], dim=2)
+            runs = self.walk.run[group.rows][:count]
+            bases = [base[group.runs, :, : group.start] for base in (self.seen.k, self.seen.v)]
+            k, v = map(continued, bases, (runs, runs), (k, v))
         n = group.start + group.size
         mask = self.seen.mask[..., group.start : n, :n]
         if self.ends_only:
