@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbpatch.engine.selftest import TOLERANCE, disagreements
+from nbpatch.engine.inline import Inline
+from nbpatch.engine.selftest import TOLERANCE, disagreements, tried_inline
 from nbpatch.errors import ModelError
 from nbpatch.model import Capability, Model, Probe, probe_bridge
-from nbpatch.parts import Parts, Unfit, find_parts
-from nbpatch.sites import COMPONENTS
+from nbpatch.parts import AttendsInline, Parts, Unfit, find_parts
+from nbpatch.sites import COMPONENTS, acting
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Fit:
         returns: how many values each module's forward returns.
         works: components the fast engine was seen to patch exactly; the reason, for those it does not take.
         stamp: the state of the weights when that was seen.
+        inline: how it is run behind its own cache, where its blocks attend by themselves; `reason` says so then.
         error: largest difference of base logits from the same model in float32, where it is in another type or a GPU
             multiplies in TF32.
         again: whether the weights were changed since an earlier check.
@@ -39,6 +41,7 @@ class Fit:
     stamp: int
     again: bool = False
     error: float | None = None
+    inline: Inline | None = None
 
 
 def fit_of(model: Model) -> Fit:
@@ -89,7 +92,11 @@ def _found(model: Model, hf: Any, stamp: int, *, again: bool) -> Fit:
             raise Unfit(f"the model has hooks of its own, on {hooked[0] or 'the model itself'}")
         parts = find_parts(hf)
         _compare_with_bridge(model, hf)
-        works, returns = disagreements(parts, model)
+        try:
+            works, returns = disagreements(parts, model)
+        except AttendsInline as inside:
+            inline = tried_inline(parts, model)
+            return Fit(None, str(inside), {}, {}, stamp, again, _error(hf, model), inline)
     except Unfit as unfit:
         return Fit(None, str(unfit), {}, {}, stamp, again)
     return Fit(parts, "", returns, works, stamp, again, _error(hf, model))
@@ -167,10 +174,12 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 def probe(model: Model) -> Probe:
     """Returns how a model is run and what can be patched in it."""
     fit = fit_of(model)
+    if model.engine != "auto" and (fit.parts or fit.inline):
+        return Probe("replay: asked for", probe_bridge(model))
+    if fit.inline is not None:
+        return Probe(f"suffix: {fit.reason}", _inline_capabilities(fit.inline, probe_bridge(model)))
     if fit.parts is None:
         return Probe(f"replay: {fit.reason}", probe_bridge(model))
-    if model.engine != "auto":
-        return Probe("replay: asked for", probe_bridge(model))
     found = {name: _capability(fit.parts, name, reason) for name, reason in fit.works.items()}
     others = [name for name, reason in fit.works.items() if reason]
     if others:
@@ -180,6 +189,16 @@ def probe(model: Model) -> Probe:
         if component.like in found and component.like != name:
             found[name] = found[component.like]
     return Probe("frontier", found)
+
+
+def _inline_capabilities(inline: Inline, slow: Mapping[str, Capability]) -> dict[str, Capability]:
+    """Returns what can be patched behind a cache, and what the Bridge's hooks patch instead."""
+    found: dict[str, Capability] = {}
+    for name, by_hooks in slow.items():
+        fast = not inline.works.get(acting(name), "replay")
+        works = by_hooks.status == "works"
+        found[name] = Capability("works", "" if fast else "by replay") if fast or works else by_hooks
+    return found
 
 
 def _capability(parts: Parts, name: str, reason: str) -> Capability:
