@@ -16,9 +16,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from nbpatch.engine.attention import all_replaced, replaced
-from nbpatch.engine.rows import COMPONENT_NAMES, PRE, WHOLE, Ints, Rows
+from nbpatch.engine.rows import Ints
 from nbpatch.engine.shims import Stopped, given_only
-from nbpatch.engine.stopping import Halted, never
 from nbpatch.engine.supply import Noised, noising
 from nbpatch.engine.trace import arguments_of
 from nbpatch.errors import PatchNotApplied
@@ -33,7 +32,7 @@ PLACES = {
 }
 """Where a component is in a block: at which part, and whether it is what goes in there or what comes out."""
 
-_CACHE = object()
+CACHE = object()
 """Stands where a block is given the cache."""
 
 
@@ -107,7 +106,7 @@ def base_runs(
             positions.
     """
     model: Any = parts.model
-    cache = _empty()
+    cache = empty_cache()
     streams: list[Tensor] = []
     sites: dict[tuple[str, int], Tensor] = {}
     returns: dict[int, int] = {}
@@ -144,7 +143,7 @@ def base_runs(
     depth = len(parts.blocks)
     if len(streams) != depth + 1 or len(sites) != depth * len(keep):
         raise Unfit("a block or a part of it is not run once")
-    if [_cached(cache, layer) for layer in range(depth)] != [ids.shape[1]] * depth:
+    if [cached(cache, layer) for layer in range(depth)] != [ids.shape[1]] * depth:
         raise Unfit("a block keeps no keys and values in the model's cache")
     keys, values = ([getattr(one, name) for one in cache.layers] for name in ("keys", "values"))
     return Bases(np.array(runs, np.int64), streams, keys, values, sites, logits, returns)
@@ -198,22 +197,22 @@ def _sees_later(mask: Shaped[Tensor, "row head dest src"]) -> bool:
     return bool((seen & above).any())
 
 
-def _empty() -> Any:
+def empty_cache() -> Any:
     """Returns a new cache such as the model itself would make."""
     from transformers import DynamicCache
 
     return DynamicCache()
 
 
-def _filled(layer: int, keys: Tensor, values: Tensor) -> Any:
+def filled(layer: int, keys: Tensor, values: Tensor) -> Any:
     """Returns a new cache with keys and values in one layer."""
-    cache = _empty()
+    cache = empty_cache()
     if keys.shape[2]:
         cache.update(keys, values, layer)
     return cache
 
 
-def _cached(cache: Any, layer: int) -> int:
+def cached(cache: Any, layer: int) -> int:
     """Returns how many positions a cache holds in a layer."""
     return int(cache.get_seq_length(layer)) if layer < len(cache.layers) else 0
 
@@ -230,7 +229,7 @@ def called_with(
         Unfit: a block that takes no cache.
     """
     model: Any = parts.model
-    cache = _filled(0, *(one[0][:1, :, :start].expand(rows, -1, -1, -1) for one in (base.keys, base.values)))
+    cache = filled(0, *(one[0][:1, :, :start].expand(rows, -1, -1, -1) for one in (base.keys, base.values)))
     embedded = base.streams[0].new_zeros(rows, base.length - start, model.get_input_embeddings().weight.shape[1])
     found: list[dict[str, Any]] = []
 
@@ -239,7 +238,7 @@ def called_with(
             stream, arguments = arguments_of(block, args, kwargs)
             if not any(value is cache for value in arguments.values()):
                 raise Unfit("a block takes no cache")
-            found.append({name: _CACHE if value is cache else value for name, value in arguments.items()})
+            found.append({name: CACHE if value is cache else value for name, value in arguments.items()})
             if len(found) == len(parts.blocks):
                 raise Stopped
             return given_only(returns[id(block)], stream)()
@@ -272,145 +271,10 @@ def _share(few: Any, many: Any) -> Any:
     return 0
 
 
-def _first(value: Any, share: Any, rows: int) -> Any:
-    """Returns what of an argument belongs to the first rows."""
+def of_first(value: Any, share: Any, rows: int) -> Any:
+    """Returns what of a block's argument belongs to the first rows, as `shares_of` says."""
     if isinstance(value, Tensor):
         return value[: share * rows] if share else value
     if isinstance(value, (tuple, list)):
-        return tuple(_first(one, part, rows) for one, part in zip(value, share, strict=True))
+        return tuple(of_first(one, part, rows) for one, part in zip(value, share, strict=True))
     return value
-
-
-class Steps:
-    """Rows of prompts of one length, begun at one position and taken through the blocks together.
-
-    Each joins at the block its patch is in, with its base run's stream.
-
-    Args:
-        rows: none of them changes anything before `start`.
-        halt: looked at before every block.
-
-    Attributes:
-        flops: operations in matrices, once the rows have gone.
-    """
-
-    def __init__(
-        self, rows: Rows, base: Bases, start: int, inline: Inline, *, halt: Callable[[], bool] = never
-    ) -> None:
-        self.order = np.argsort(rows.layer, kind="stable")
-        self.rows = rows.take(self.order)
-        self.base = base
-        self.start = start
-        self.size = base.length - start
-        self.inline = inline
-        self.halt = halt
-        self.flops = 0.0
-
-    @torch.no_grad()
-    def go(self) -> Float[Tensor, "row d_model"]:
-        """Returns the last hidden state of each row, at the answer position.
-
-        Raises:
-            PatchNotApplied: a patch did not fire exactly once.
-            Halted: the run is to stop.
-        """
-        layers, depth = self.rows.layer, len(self.inline.parts.blocks)
-        stream = self.base.streams[0][:0, self.start :]
-        given: list[dict[str, Any]] = []
-        for layer in range(int(layers[0]), depth + 1):
-            if self.halt():
-                raise Halted
-            inside = np.arange(len(stream), np.searchsorted(layers, layer, side="right"))
-            if len(inside):
-                stream = torch.cat([stream, self._entering(inside, layer)])
-            if layer < depth:
-                given = given or self._called_with()
-                stream = self._through(layer, stream, inside, given[layer])
-        ends = torch.empty_like(stream[:, -1])
-        ends[torch.from_numpy(self.order).to(ends.device)] = stream[:, -1]
-        return ends
-
-    def _called_with(self) -> list[dict[str, Any]]:
-        inline = self.inline
-        return called_with(inline.parts, inline.returns, self.base, rows=len(self.rows), start=self.start)
-
-    def _entering(self, inside: Ints, layer: int) -> Tensor:
-        """Returns the stream of rows that join in front of a block, patched where their patch is there."""
-        pre = self.base.streams[layer]
-        stream = pre[self.base.at(self.rows.run[inside]), self.start :]
-        here = np.flatnonzero(self.rows.kind[inside] == PRE)
-        if len(here):
-            self._write(stream, here, self.rows.take(inside[here]), pre)
-        return stream
-
-    def _through(self, layer: int, stream: Tensor, inside: Ints, given: Mapping[str, Any]) -> Tensor:
-        """Returns what a block makes of a stream, the patches of the rows that joined in front of it written."""
-        block, shares = self.inline.parts.blocks[layer], self.inline.shares[layer]
-        runs = self.base.at(self.rows.run[: len(stream)])
-        cache = _filled(layer, *(one[layer][runs, :, : self.start] for one in (self.base.keys, self.base.values)))
-        arguments = {
-            name: cache if value is _CACHE else _first(value, shares[name], len(stream))
-            for name, value in given.items()
-        }
-        joined = self.rows.take(inside)
-        names = [COMPONENT_NAMES[one] for one in np.unique(joined.component[joined.kind != PRE])]
-        fired = dict.fromkeys(names, 0)
-
-        def writer(name: str) -> Callable[[Tensor], None]:
-            mine = np.flatnonzero(joined.component == COMPONENT_NAMES.index(name))
-
-            def write(value: Tensor) -> None:
-                fired[name] += 1
-                source = self.base.sites[name, layer]
-                if value.numel() != stream.shape[:2].numel() * source.shape[-1]:
-                    raise _misfit(name, layer, f"shape {list(value.shape)} at {len(stream)} rows of {self.size} tokens")
-                self._write(value.view(*stream.shape[:2], -1), inside[mine], joined.take(mine), source)
-
-            return write
-
-        with ExitStack() as stack:
-            for name in names:
-                stack.enter_context(shown(block, name, writer(name)))
-            made = block.module(stream, **arguments)
-        for name, times in fired.items():
-            if times != 1:
-                raise _misfit(name, layer, f"fired {times} times, planned 1")
-        if _cached(cache, layer) != self.base.length:
-            raise _misfit("the cache", layer, f"{_cached(cache, layer)} positions, planned {self.base.length}")
-        self.flops += 2.0 * block.weights * stream.shape[:2].numel()
-        return made[0] if isinstance(made, tuple) else made
-
-    def _write(self, value: Float[Tensor, "row pos width"], at: Ints, rows: Rows, source: Tensor) -> None:
-        """Writes what other runs have in the patched places of some rows over what these have, in place.
-
-        Args:
-            at: where the rows are in `value`.
-            source: what all runs have [run pos width].
-        """
-        count = np.where(rows.pos == WHOLE, self.size, 1)
-        owner = np.repeat(np.arange(len(rows)), count)
-        step = np.arange(len(owner)) - np.repeat(count.cumsum() - count, count)
-        position = np.where(rows.pos[owner] == WHOLE, self.start + step, rows.pos[owner])
-        unit, units = self._units(rows, source.shape[-1])
-        runs = self.base.at(rows.source[owner])
-        row, place, part = (torch.from_numpy(one).to(value.device) for one in (at[owner], position, unit[owner]))
-        whole, split = part == WHOLE, part != WHOLE
-        value[row[whole], place[whole] - self.start] = source[runs[whole], place[whole]]
-        mine, theirs = (one.unflatten(-1, (units, -1)) for one in (value, source))
-        mine[row[split], place[split] - self.start, part[split]] = theirs[runs[split], place[split], part[split]]
-
-    def _units(self, rows: Rows, width: int) -> tuple[Ints, int]:
-        """Returns which heads or neurons rows of one component patch, and how many there are."""
-        name = COMPONENT_NAMES[rows.component[0]]
-        if name == "z":
-            return rows.head, self.inline.heads
-        return (rows.neuron, width) if name == "mlp_post" else (np.full(len(rows), WHOLE), 1)
-
-
-def _misfit(what: str, layer: int, seen: str) -> PatchNotApplied:
-    return PatchNotApplied(
-        f"{what} was not patched as planned in layer {layer}.",
-        where=f"{what}[{layer}]",
-        seen=seen,
-        fix='model.engine = "replay"',
-    )

@@ -21,9 +21,10 @@ from nbpatch.engine.attention import (
     inner_attention,
 )
 from nbpatch.engine.entries import present
-from nbpatch.engine.inline import PLACES, Bases, Inline, Steps, base_runs, shares_of
+from nbpatch.engine.inline import PLACES, Bases, Inline, base_runs, shares_of
 from nbpatch.engine.lead import Lead, begin
 from nbpatch.engine.rows import COMPONENT_NAMES, KINDS, NOWHERE, PRE, WHOLE, Rows
+from nbpatch.engine.steps import Steps
 from nbpatch.engine.tail import unembedded
 from nbpatch.engine.trace import OPTIONAL, Layer, Trace, trace
 from nbpatch.engine.walk import Walk

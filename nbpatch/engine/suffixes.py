@@ -9,8 +9,9 @@ from torch import Tensor
 
 from nbpatch.engine.base import BaseRuns, answers_of
 from nbpatch.engine.frontier import room_for
-from nbpatch.engine.inline import PLACES, Bases, Inline, Steps, base_runs
+from nbpatch.engine.inline import PLACES, Bases, Inline, base_runs, called_with
 from nbpatch.engine.rows import Ints, Rows, rows_of, waves, why_not
+from nbpatch.engine.steps import Steps
 from nbpatch.engine.stopping import never
 from nbpatch.engine.supply import by_length, noise_of
 from nbpatch.engine.table import Filled
@@ -95,9 +96,11 @@ class Suffix:
             ends = self.bases[0].streams[0].new_empty(len(wave), self.model.shape.d_model)
             for base in self.bases:
                 mine = np.flatnonzero(np.isin(wave.run, base.runs))
+                end = base.length - 1
+                last = called_with(parts, self.inline.returns, base, rows=len(mine), start=end) if len(mine) else []
                 for group in groups_of(wave.first[mine], self._worth()):
                     rows = wave.take(mine[group])
-                    steps = Steps(rows, base, int(rows.first.min()), self.inline, halt=self.halt)
+                    steps = Steps(rows, base, int(rows.first.min()), self.inline, last=last, halt=self.halt)
                     ends[torch.from_numpy(mine[group]).to(ends.device)] = steps.go()
                     self.flops += steps.flops
             self.n_waves += 1
