@@ -28,6 +28,7 @@ from nbpatch.engine.steps import Steps
 from nbpatch.engine.tail import unembedded
 from nbpatch.engine.trace import OPTIONAL, Layer, Trace, trace
 from nbpatch.engine.walk import Walk
+from nbpatch.errors import PatchNotApplied
 from nbpatch.joint import Write
 from nbpatch.model import Model
 from nbpatch.parts import Block, Parts, Unfit
@@ -71,13 +72,30 @@ def disagreements(parts: Parts, model: Model) -> tuple[dict[str, str], Mapping[i
     return found, whole.returns
 
 
-@torch.no_grad()
 def tried_inline(parts: Parts, model: Model) -> Inline:
     """Returns how a model whose blocks attend by themselves is run behind its own cache, and what can be patched so.
 
     Raises:
-        Unfit: the base run, or already the residual stream, is not what a full forward gives.
+        Unfit: the base run, or already the residual stream, is not what a full forward gives; or a block fails so.
     """
+    try:
+        return _tried_inline(parts, model)
+    except Unfit:
+        raise
+    except _FAILURES as error:
+        raise Unfit(f"behind a cache the model fails: {_said(error)}") from error
+
+
+_FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
+"""What a block may raise that was not made for a cache such as this one."""
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'nothing said'}"
+
+
+@torch.no_grad()
+def _tried_inline(parts: Parts, model: Model) -> Inline:
     ids = torch.tensor(_prompts(model), device=model.device)
     plain: Any = parts.model
     logits = plain(ids, use_cache=False).logits[:, -1]
@@ -107,9 +125,17 @@ class _InlineTest:
     def compared(self, name: str, inline: Inline) -> str:
         """Returns "" or why patches of a component are not made so, or by how much they differ from full forwards."""
         if name not in KINDS or (KINDS[name] != PRE and name not in PLACES):
-            return f"{name} is patched through hooks: attention is computed inside the blocks"
+            return "attention is computed inside the blocks, and patched there through hooks"
         if _absent(name, self.parts):
             return "this model has no such place"
+        try:
+            off = self._off(name, inline)
+        except (PatchNotApplied, *_FAILURES) as error:
+            return f"behind a cache the model fails: {_said(error)}"
+        return "" if off <= self.allowed else f"differs from a full forward by {off:.1e}"
+
+    def _off(self, name: str, inline: Inline) -> float:
+        """Returns by how much patches of a component, made together and one by one, differ from full forwards."""
         depth, heads = self.model.shape.n_layers, inline.heads
         places = sorted({(0, _DIFFERS), (depth // 2, _LENGTH - 2), (depth - 1, _LENGTH - 1)})
         rows = [_row(name, layer, (layer + 1) % heads, pos) for layer, pos in places]
@@ -121,8 +147,7 @@ class _InlineTest:
             for layer, pos in places
         ]
         slow = torch.stack([literal(spot, self.parts, self.ids, inline=True) for spot in spots])
-        off = _off(fast, torch.cat([slow, slow]))
-        return "" if off <= self.allowed else f"differs from a full forward by {off:.1e}"
+        return _off(fast, torch.cat([slow, slow]))
 
     def _scale(self, name: str, layer: int) -> float:
         if name != "resid_mid":
