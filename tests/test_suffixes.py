@@ -252,6 +252,29 @@ def test_masks_of_either_sense_are_read(hidden):
             inline_module._refuse_later(wrong, 4)
 
 
+def test_what_would_be_replayed_on_a_bridge_that_is_another_model_is_refused():
+    """With torch's fused attention Falcon adds alibi once; its Bridge is eager, and adds it twice (families.py)."""
+    eager: Any = families.plain("falcon alibi")
+    config = type(eager.config)(**{**eager.config.to_dict(), "attn_implementation": "sdpa"})
+    hf = type(eager)(config).eval()
+    hf.load_state_dict(eager.state_dict())
+    model = load((hf, micro.tokenizer()))
+    (one,) = model.tokenize(SHORT)
+    with torch.no_grad():
+        logits = hf(torch.tensor([one.clean_ids])).logits[0, -1]
+    result = patch(model, SHORT, "z")
+    assert engine(result) == f"suffix: {INLINE}"
+    assert float(result.baselines["clean"][0, 0]) == pytest.approx(
+        float(logits[one.answer_ids[0]] - logits[one.wrong_ids[0]]), abs=TOLERANCE
+    )
+    with pytest.raises(SiteError, match=r"q cannot be patched in .* by replay") as caught:
+        patch(model, SHORT, "q")
+    assert "the Bridge and the model inside it differ by" in caught.value.seen
+    assert model.capabilities["q"].status == "absent"
+    model.engine = "replay"
+    assert engine(patch(model, SHORT, "q")) == "replay: asked for"
+
+
 # -- no patch is lost
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nbpatch.engine.inline import Inline
 from nbpatch.engine.selftest import TOLERANCE, disagreements, tried_inline
-from nbpatch.errors import ModelError
+from nbpatch.errors import ModelError, SiteError
 from nbpatch.model import Capability, Model, Probe, probe_bridge
 from nbpatch.parts import AttendsInline, Parts, Unfit, find_parts
 from nbpatch.sites import COMPONENTS, acting
@@ -102,20 +102,47 @@ def _found(model: Model, hf: Any, stamp: int, *, again: bool) -> Fit:
     return Fit(parts, "", returns, works, stamp, again, _error(hf, model))
 
 
-@torch.no_grad()
 def _compare_with_bridge(model: Model, hf: Any) -> None:
     """Holds the model inside a user's Bridge to the Bridge itself.
 
     Raises:
         Unfit: they give different logits.
     """
-    if not model.given_as_bridge:
-        return
-    ids = _random_prompts(model)
-    plain = hf(ids, use_cache=False).logits[:, -1]
-    off = float((plain - model.answer_logits(ids)).abs().max())
-    if not off <= TOLERANCE.get(model.dtype, 1e-4) * max(1.0, float(plain.abs().max())):
-        raise Unfit(f"the Bridge and the model inside it differ by {off:.1e}")
+    if model.given_as_bridge and (why := _bridge_differs(model, hf)):
+        raise Unfit(why)
+
+
+@torch.no_grad()
+def _bridge_differs(model: Model, hf: Any) -> str:
+    """Returns by how much the logits of a model and its Bridge differ, or ""."""
+    if "bridge" not in model.notes:
+        ids = _random_prompts(model)
+        plain = hf(ids, use_cache=False).logits[:, -1]
+        off = float((plain - model.answer_logits(ids)).abs().max())
+        same = off <= TOLERANCE.get(model.dtype, 1e-4) * max(1.0, float(plain.abs().max()))
+        model.notes["bridge"] = "" if same else f"the Bridge and the model inside it differ by {off:.1e}"
+    return model.notes["bridge"]
+
+
+def refuse_other_bridge(model: Model, what: str) -> None:
+    """Refuses replay beside suffixes where it would be that of another model: the Bridge's own.
+
+    Such is Falcon with alibi: a Bridge always attends eagerly, and transformers 5.23 adds alibi twice then.
+
+    Args:
+        what: what was to be replayed.
+
+    Raises:
+        SiteError: the Bridge gives other logits than the model.
+    """
+    why = _bridge_differs(model, model.plain)
+    if why:
+        raise SiteError(
+            f"{what} cannot be patched in {model.name} by replay.",
+            where="model",
+            seen=why,
+            fix='another component: model.describe(); or model.engine = "replay", for all numbers to be the Bridge\'s',
+        )
 
 
 @torch.no_grad()
@@ -177,7 +204,8 @@ def probe(model: Model) -> Probe:
     if model.engine != "auto" and (fit.parts or fit.inline):
         return Probe("replay: asked for", probe_bridge(model))
     if fit.inline is not None:
-        return Probe(f"suffix: {fit.reason}", _inline_capabilities(fit.inline, probe_bridge(model)))
+        differs = _bridge_differs(model, model.plain)
+        return Probe(f"suffix: {fit.reason}", _inline_capabilities(fit.inline, probe_bridge(model), differs))
     if fit.parts is None:
         return Probe(f"replay: {fit.reason}", probe_bridge(model))
     found = {name: _capability(fit.parts, name, reason) for name, reason in fit.works.items()}
@@ -191,13 +219,16 @@ def probe(model: Model) -> Probe:
     return Probe("frontier", found)
 
 
-def _inline_capabilities(inline: Inline, slow: Mapping[str, Capability]) -> dict[str, Capability]:
-    """Returns what can be patched behind a cache, and what the Bridge's hooks patch instead."""
+def _inline_capabilities(inline: Inline, slow: Mapping[str, Capability], differs: str) -> dict[str, Capability]:
+    """Returns what can be patched behind a cache, and what the Bridge's hooks patch instead, where it is the model."""
     found: dict[str, Capability] = {}
     for name, by_hooks in slow.items():
         fast = not inline.works.get(acting(name), "replay")
         works = by_hooks.status == "works"
-        found[name] = Capability("works", "" if fast else "by replay") if fast or works else by_hooks
+        if differs and works and not fast:
+            found[name] = Capability("absent", differs)
+        else:
+            found[name] = Capability("works", "" if fast else "by replay") if fast or works else by_hooks
     return found
 
 

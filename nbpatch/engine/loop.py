@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from nbpatch.engine.base import BaseRuns
 from nbpatch.engine.finished import finished
-from nbpatch.engine.fit import Fit, fit_of, has_norm
+from nbpatch.engine.fit import Fit, fit_of, has_norm, refuse_other_bridge
 from nbpatch.engine.frontier import Frontier
 from nbpatch.engine.outcome import results_of
 from nbpatch.engine.replay import Replay
@@ -172,6 +172,8 @@ def engine_for(plans: Sequence[Plan], model: Model, fit: Fit) -> Frontier | Suff
         return Suffix(plans, model, fit.inline, reason=reason)
     for name in dict.fromkeys(name for plan in plans for name in plan.components):
         model.check_replayed(name)
+        if fit.inline is not None and model.engine == "auto":
+            refuse_other_bridge(model, name)
     return Replay(plans, model, reason=reason, max_tokens=min(tokens_per_forward(plan, model) for plan in plans))
 
 
