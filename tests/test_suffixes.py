@@ -147,13 +147,14 @@ def test_noise_goes_behind_the_cache_and_what_is_put_in_by_hooks_to_replay():
     assert engine(patch(model, pairs, "scores", "layer head")).startswith("replay: scores is patched through hooks")
 
 
-def test_a_run_that_is_stopped_between_blocks_keeps_nothing_of_the_wave():
-    model, answers = families.loaded("falcon"), iter([False, False, False, True])
-    plan = make_plan(model.shape, model.tokenize(MIXED), "z", metrics=as_metrics("logit_diff"))
-    result = run(plan, model, stop=lambda: next(answers))
-    assert set(np.unique(result.data["state"])) == {0, 2} or np.isnan(result.data["logit_diff"]).any()
-    assert result.provenance["engine"]["run"] < result.provenance["engine"]["runs"]
-    assert next(answers, "asked four times") == "asked four times"
+def test_a_run_is_stopped_between_blocks_and_keeps_nothing_of_the_wave():
+    model, asked = families.loaded("falcon"), iter([False] * 4 + [True])
+    plan = make_plan(model.shape, model.tokenize(SHORT), "z", metrics=as_metrics("logit_diff"))
+    result = run(plan, model, stop=lambda: next(asked))
+    made = result.provenance["engine"]
+    assert (made["name"], made["run"], made["waves"]) == ("suffix", 0, 0)
+    assert next(asked, "asked five times") == "asked five times"
+    assert np.isnan(result.data["logit_diff"]).any()
 
 
 def test_a_bridge_of_the_users_own_is_run_the_same_way():
@@ -278,25 +279,31 @@ def test_what_would_be_replayed_on_a_bridge_that_is_another_model_is_refused():
 # -- no patch is lost
 
 
-def test_a_place_that_no_block_comes_by_is_no_silent_nothing():
-    model = fresh()
+def swapped(model: Model, name: str, module: torch.nn.Module) -> None:
+    """Lets a model's blocks have something else in the place of one of their parts."""
     fit = fit_of(model)
-    blocks = tuple(replace(block, attn_out=torch.nn.Identity()) for block in fit.inline.parts.blocks)
-    parts = replace(fit.inline.parts, blocks=blocks)
-    model.notes["fit"] = replace(fit, inline=replace(fit.inline, parts=parts))
-    with pytest.raises(inline_module.Unfit, match="a part of it is not run once"):
+    parts = fit.inline.parts
+    blocks = tuple(replace(block, **{name: module}) for block in parts.blocks)
+    model.notes["fit"] = replace(fit, inline=replace(fit.inline, parts=replace(parts, blocks=blocks)))
+
+
+def test_a_place_that_no_base_run_comes_by_is_no_silent_nothing():
+    model = fresh()
+    swapped(model, "attn_out", torch.nn.Identity())
+    with pytest.raises(PatchNotApplied, match="a block or a part of it is not run once"):
         patch(model, SHORT, "attn_out")
-    traced = suffixes.base_runs
-    suffixes_only = pytest.MonkeyPatch()
-    with suffixes_only.context() as patching:
-        patching.setattr(suffixes, "base_runs", lambda parts, *rest, **named: traced(fit.inline.parts, *rest, **named))
-        with pytest.raises(
-            PatchNotApplied, match=r"attn_out was not patched as planned in layer 0[\s\S]*fired 0 times"
-        ):
-            patch(model, SHORT, "attn_out")
 
 
-def test_a_block_that_forgets_the_cache_is_no_silent_nothing():
+def test_a_place_that_no_patched_run_comes_by_is_no_silent_nothing(monkeypatch):
+    model = fresh()
+    original, parts = suffixes.base_runs, fit_of(model).inline.parts
+    swapped(model, "attn_out", torch.nn.Identity())
+    monkeypatch.setattr(suffixes, "base_runs", lambda _, *rest, **options: original(parts, *rest, **options))
+    with pytest.raises(PatchNotApplied, match=r"attn_out was not patched as planned in layer 0[\s\S]*fired 0 times"):
+        patch(model, SHORT, "attn_out")
+
+
+def test_a_block_that_forgets_the_cache_is_no_silent_nothing(monkeypatch):
     model = fresh("mpt")
     fit_of(model)
     original = suffixes.base_runs
@@ -306,10 +313,9 @@ def test_a_block_that_forgets_the_cache_is_no_silent_nothing():
         model.plain.transformer.blocks[1].attn.layer_idx = 7
         return found
 
-    with pytest.MonkeyPatch.context() as patching:
-        patching.setattr(suffixes, "base_runs", spoiled)
-        with pytest.raises(PatchNotApplied, match="the cache was not patched as planned in layer 1"):
-            patch(model, SHORT, "z")
+    monkeypatch.setattr(suffixes, "base_runs", spoiled)
+    with pytest.raises(PatchNotApplied, match="the cache was not patched as planned in layer 1"):
+        patch(model, SHORT, "z")
 
 
 # -- groups

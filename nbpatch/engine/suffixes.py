@@ -17,8 +17,10 @@ from nbpatch.engine.supply import by_length, noise_of
 from nbpatch.engine.table import Filled
 from nbpatch.engine.tail import unembedded
 from nbpatch.engine.trace import wanted
+from nbpatch.errors import PatchNotApplied
 from nbpatch.joint import JointPlan
 from nbpatch.model import Model
+from nbpatch.parts import Unfit
 from nbpatch.plan import Plan
 from nbpatch.sites import acting
 
@@ -27,6 +29,8 @@ _IN_VAIN = 32
 
 _CALL, _CALL_GPU = 1e7, 1e10
 """Operations in matrices that take as long as a block's bookkeeping; measured there, and a guess."""
+
+_FIX = 'model.engine = "replay"'
 
 _LOGITS = 2**26
 """Bytes of logits at once where a metric reads the whole vocabulary."""
@@ -60,7 +64,11 @@ class Suffix:
         self.flops = 0.0
 
     def trace(self, *, alone: bool = False) -> BaseRuns:
-        """Runs every prompt once, in passes of prompts of one length; patched runs are never among them."""
+        """Runs every prompt once, in passes of prompts of one length; patched runs are never among them.
+
+        Raises:
+            PatchNotApplied: a part that a patch needs was not passed once.
+        """
         first, model, parts = self.plans[0], self.model, self.inline.parts
         self.bases = []
         noise = noise_of(first, model)
@@ -71,7 +79,10 @@ class Suffix:
                 ids = torch.tensor([ids for one in some for ids in (one.clean_ids, one.corrupted_ids)])
                 noised = {2 * place + 1: noise[pair] for place, pair in enumerate(pairs) if noise}
                 runs = [2 * pair + side for pair in pairs for side in (0, 1)]
-                base = base_runs(parts, runs, ids.to(model.device), keep=self.keep, noised=noised)
+                try:
+                    base = base_runs(parts, runs, ids.to(model.device), keep=self.keep, noised=noised)
+                except Unfit as unfit:
+                    raise PatchNotApplied(f"base runs: {unfit}.", where="model", fix=_FIX) from unfit
                 logits[base.runs] = base.logits.float().cpu()
                 self.flops += parts.flops_per_token * ids.numel()
                 self.bases.append(base)
