@@ -23,15 +23,15 @@ class Fit:
     """How a model can be run.
 
     Attributes:
-        parts: its parts, or None where only replay is possible.
-        reason: why replay, or "".
+        parts: its parts, or None where the fast engine cannot run it.
+        reason: why not the fast engine, or "".
         returns: how many values each module's forward returns.
         works: components the fast engine was seen to patch exactly; the reason, for those it does not take.
         stamp: the state of the weights when that was seen.
-        inline: how it is run behind its own cache, where its blocks attend by themselves; `reason` says so then.
         error: largest difference of base logits from the same model in float32, where it is in another type or a GPU
             multiplies in TF32.
         again: whether the weights were changed since an earlier check.
+        inline: how it is run behind its own cache, where its blocks attend by themselves; `reason` says so then.
     """
 
     parts: Parts | None
