@@ -48,7 +48,7 @@ class Probe:
     """What was found out about a model.
 
     Attributes:
-        engine: "frontier", or "replay" with the reason.
+        engine: "frontier"; "suffix" or "replay", with the reason.
     """
 
     engine: str

@@ -13,7 +13,11 @@ from torch import nn
 
 
 class Unfit(Exception):
-    """Why a model cannot go the fast way; it is then run by replay, and told so."""
+    """Why a model cannot go the fast way; it is then run by a slower one, and told so."""
+
+
+class AttendsInline(Unfit):
+    """The blocks compute attention themselves: no function can be lent them, but their cache can be filled."""
 
 
 @dataclass(frozen=True)

@@ -71,5 +71,11 @@ def _joined(results: Sequence[Result], names: Sequence[str], labels: Sequence[An
 
 
 def _summed(engines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns what one run of several components took: cells added up, everything else shared."""
-    return {**engines[0], **{key: sum(one[key] for one in engines) for key in ("cells", "runs", "run", "exact")}}
+    """Returns what one run of several components took: cells added up, everything else shared.
+
+    Where several engines made it, all are named, and their seconds are added up.
+    """
+    different = list({str(one["name"]): one for one in engines}.values())
+    shared = {**engines[0], "name": " and ".join(str(one["name"]) for one in different)}
+    shared["seconds"] = round(sum(one["seconds"] for one in different), 4)
+    return {**shared, **{key: sum(one[key] for one in engines) for key in ("cells", "runs", "run", "exact")}}

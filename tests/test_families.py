@@ -95,6 +95,11 @@ def test_the_fast_engine_is_used(family):
     assert patch(families.loaded(family), PAIRS[0], "z").provenance["engine"]["name"] == "frontier"
 
 
+@pytest.mark.parametrize("family", SLOW)
+def test_the_slower_route_is_used_where_attention_is_inline(family):
+    assert patch(families.loaded(family), PAIRS[0], "z").provenance["engine"]["name"] == "suffix"
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_override_without_an_edit_is_the_model_and_with_the_whole_stream_the_other_run(family):
     hf = families.plain(family)

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbpatch.engine.selftest import TOLERANCE, disagreements
-from nbpatch.errors import ModelError
+from nbpatch.engine.inline import Inline
+from nbpatch.engine.selftest import TOLERANCE, disagreements, tried_inline
+from nbpatch.errors import ModelError, SiteError
 from nbpatch.model import Capability, Model, Probe, probe_bridge
-from nbpatch.parts import Parts, Unfit, find_parts
-from nbpatch.sites import COMPONENTS
+from nbpatch.parts import AttendsInline, Parts, Unfit, find_parts
+from nbpatch.sites import COMPONENTS, acting
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,15 @@ class Fit:
     """How a model can be run.
 
     Attributes:
-        parts: its parts, or None where only replay is possible.
-        reason: why replay, or "".
+        parts: its parts, or None where the fast engine cannot run it.
+        reason: why not the fast engine, or "".
         returns: how many values each module's forward returns.
         works: components the fast engine was seen to patch exactly; the reason, for those it does not take.
         stamp: the state of the weights when that was seen.
         error: largest difference of base logits from the same model in float32, where it is in another type or a GPU
             multiplies in TF32.
         again: whether the weights were changed since an earlier check.
+        inline: how it is run behind its own cache, where its blocks attend by themselves; `reason` says so then.
     """
 
     parts: Parts | None
@@ -39,6 +41,7 @@ class Fit:
     stamp: int
     again: bool = False
     error: float | None = None
+    inline: Inline | None = None
 
 
 def fit_of(model: Model) -> Fit:
@@ -89,26 +92,57 @@ def _found(model: Model, hf: Any, stamp: int, *, again: bool) -> Fit:
             raise Unfit(f"the model has hooks of its own, on {hooked[0] or 'the model itself'}")
         parts = find_parts(hf)
         _compare_with_bridge(model, hf)
-        works, returns = disagreements(parts, model)
+        try:
+            works, returns = disagreements(parts, model)
+        except AttendsInline as inside:
+            inline = tried_inline(parts, model)
+            return Fit(None, str(inside), {}, {}, stamp, again, _error(hf, model), inline)
     except Unfit as unfit:
         return Fit(None, str(unfit), {}, {}, stamp, again)
     return Fit(parts, "", returns, works, stamp, again, _error(hf, model))
 
 
-@torch.no_grad()
 def _compare_with_bridge(model: Model, hf: Any) -> None:
     """Holds the model inside a user's Bridge to the Bridge itself.
 
     Raises:
         Unfit: they give different logits.
     """
-    if not model.given_as_bridge:
-        return
-    ids = _random_prompts(model)
-    plain = hf(ids, use_cache=False).logits[:, -1]
-    off = float((plain - model.answer_logits(ids)).abs().max())
-    if not off <= TOLERANCE.get(model.dtype, 1e-4) * max(1.0, float(plain.abs().max())):
-        raise Unfit(f"the Bridge and the model inside it differ by {off:.1e}")
+    if model.given_as_bridge and (why := _bridge_differs(model, hf)):
+        raise Unfit(why)
+
+
+@torch.no_grad()
+def _bridge_differs(model: Model, hf: Any) -> str:
+    """Returns by how much the logits of a model and its Bridge differ, or ""."""
+    if "bridge" not in model.notes:
+        ids = _random_prompts(model)
+        plain = hf(ids, use_cache=False).logits[:, -1]
+        off = float((plain - model.answer_logits(ids)).abs().max())
+        same = off <= TOLERANCE.get(model.dtype, 1e-4) * max(1.0, float(plain.abs().max()))
+        model.notes["bridge"] = "" if same else f"the Bridge and the model inside it differ by {off:.1e}"
+    return model.notes["bridge"]
+
+
+def refuse_other_bridge(model: Model, what: str) -> None:
+    """Refuses replay beside suffixes where it would be that of another model: the Bridge's own.
+
+    Such is Falcon with alibi: a Bridge always attends eagerly, and transformers 5.23 adds alibi twice then.
+
+    Args:
+        what: what was to be replayed.
+
+    Raises:
+        SiteError: the Bridge gives other logits than the model.
+    """
+    why = _bridge_differs(model, model.plain)
+    if why:
+        raise SiteError(
+            f"{what} cannot be patched in {model.name} by replay.",
+            where="model",
+            seen=why,
+            fix='another component: model.describe(); or model.engine = "replay", for all numbers to be the Bridge\'s',
+        )
 
 
 @torch.no_grad()
@@ -167,10 +201,13 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 def probe(model: Model) -> Probe:
     """Returns how a model is run and what can be patched in it."""
     fit = fit_of(model)
+    if model.engine != "auto" and (fit.parts or fit.inline):
+        return Probe("replay: asked for", probe_bridge(model))
+    if fit.inline is not None:
+        differs = _bridge_differs(model, model.plain)
+        return Probe(f"suffix: {fit.reason}", _inline_capabilities(fit.inline, probe_bridge(model), differs))
     if fit.parts is None:
         return Probe(f"replay: {fit.reason}", probe_bridge(model))
-    if model.engine != "auto":
-        return Probe("replay: asked for", probe_bridge(model))
     found = {name: _capability(fit.parts, name, reason) for name, reason in fit.works.items()}
     others = [name for name, reason in fit.works.items() if reason]
     if others:
@@ -180,6 +217,19 @@ def probe(model: Model) -> Probe:
         if component.like in found and component.like != name:
             found[name] = found[component.like]
     return Probe("frontier", found)
+
+
+def _inline_capabilities(inline: Inline, slow: Mapping[str, Capability], differs: str) -> dict[str, Capability]:
+    """Returns what can be patched behind a cache, and what the Bridge's hooks patch instead, where it is the model."""
+    found: dict[str, Capability] = {}
+    for name, by_hooks in slow.items():
+        fast = not inline.works.get(acting(name), "replay")
+        works = by_hooks.status == "works"
+        if differs and works and not fast:
+            found[name] = Capability("absent", differs)
+        else:
+            found[name] = Capability("works", "" if fast else "by replay") if fast or works else by_hooks
+    return found
 
 
 def _capability(parts: Parts, name: str, reason: str) -> Capability:

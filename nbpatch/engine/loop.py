@@ -7,12 +7,13 @@ from typing import Any, Protocol, runtime_checkable
 
 from nbpatch.engine.base import BaseRuns
 from nbpatch.engine.finished import finished
-from nbpatch.engine.fit import Fit, fit_of, has_norm
+from nbpatch.engine.fit import Fit, fit_of, has_norm, refuse_other_bridge
 from nbpatch.engine.frontier import Frontier
 from nbpatch.engine.outcome import results_of
 from nbpatch.engine.replay import Replay
 from nbpatch.engine.rows import why_not
 from nbpatch.engine.stopping import Halted, never
+from nbpatch.engine.suffixes import Suffix, why_not_suffixes
 from nbpatch.engine.table import Filled, Progress, Table
 from nbpatch.model import Model
 from nbpatch.plan import Plan
@@ -84,17 +85,17 @@ def run_together(
 ) -> list[Result]:
     """Runs several plans on the same pairs at once: they share base runs and, in the fast engine, every batch.
 
-    Plans that the fast engine does not take are run behind the others.
+    Plans that the fast engine does not take are run behind the others, those for replay last.
 
     They must have the same metrics. Args and errors are those of `run`; progress counts the runs of all plans and shows
     the table just filled.
     """
     fit = fit_of(model)
-    reasons = [_why_replayed([plan], model, fit) for plan in plans]
+    engines = [_engine_of([plan], model, fit)[0] for plan in plans]
     found: dict[int, Result] = {}
     total, done = sum(plan.n_runs for plan in plans), 0
-    for slow in (False, True):
-        mine = [number for number, reason in enumerate(reasons) if bool(reason) is slow]
+    for kind in ("frontier", "suffix", "replay"):
+        mine = [number for number, name in enumerate(engines) if name == kind]
         some = [plans[number] for number in mine]
         if some:
             on = _counting(on_progress, done, total)
@@ -162,22 +163,36 @@ def _progress(tables: Sequence[Table], number: int) -> Progress:
     return replace(tables[number].progress(), done=total - left, total=total)
 
 
-def engine_for(plans: Sequence[Plan], model: Model, fit: Fit) -> Frontier | Replay:
+def engine_for(plans: Sequence[Plan], model: Model, fit: Fit) -> Frontier | Suffix | Replay:
     """Returns the fastest engine that is exact for these plans on this model."""
-    reason = _why_replayed(plans, model, fit)
-    if fit.parts is not None and not reason:
+    name, reason = _engine_of(plans, model, fit)
+    if fit.parts is not None and name == "frontier":
         return Frontier(plans, model, fit.parts, fit.returns)
+    if fit.inline is not None and name == "suffix":
+        return Suffix(plans, model, fit.inline, reason=reason)
     for name in dict.fromkeys(name for plan in plans for name in plan.components):
         model.check_replayed(name)
+        if fit.inline is not None and model.engine == "auto":
+            refuse_other_bridge(model, name)
     return Replay(plans, model, reason=reason, max_tokens=min(tokens_per_forward(plan, model) for plan in plans))
 
 
-def _why_replayed(plans: Sequence[Plan], model: Model, fit: Fit) -> str:
-    """Returns why plans go through whole forwards on this model, or ""."""
-    asked = "" if model.engine == "auto" else "asked for"
+def _engine_of(plans: Sequence[Plan], model: Model, fit: Fit) -> tuple[str, str]:
+    """Returns which engine takes plans on this model, and why no faster one does."""
+    if model.engine != "auto":
+        return "replay", "asked for"
+    if fit.inline is not None:
+        why = why_not_suffixes(plans, fit.inline)
+        return ("replay", why) if why else ("suffix", fit.reason)
+    why = _why_replayed(plans, fit)
+    return ("replay", why) if why else ("frontier", "")
+
+
+def _why_replayed(plans: Sequence[Plan], fit: Fit) -> str:
+    """Returns why plans go through whole forwards on a model that the frontier knows, or ""."""
     components = dict.fromkeys(name for plan in plans for name in plan.components)
     refused = fit.reason or why_not(plans) or next((why for one in components if (why := fit.works[acting(one)])), "")
-    return asked or refused or _why_normed(plans, fit)
+    return refused or _why_normed(plans, fit)
 
 
 def _why_normed(plans: Sequence[Plan], fit: Fit) -> str:

@@ -1,7 +1,7 @@
 """Holds the fast engine to plain full forwards of the model, a few random cells of each component."""
 
 from collections.abc import Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,11 +21,14 @@ from nbpatch.engine.attention import (
     inner_attention,
 )
 from nbpatch.engine.entries import present
+from nbpatch.engine.inline import PLACES, Bases, Inline, base_runs, shares_of
 from nbpatch.engine.lead import Lead, begin
 from nbpatch.engine.rows import COMPONENT_NAMES, KINDS, NOWHERE, PRE, WHOLE, Rows
+from nbpatch.engine.steps import Steps
 from nbpatch.engine.tail import unembedded
 from nbpatch.engine.trace import OPTIONAL, Layer, Trace, trace
 from nbpatch.engine.walk import Walk
+from nbpatch.errors import PatchNotApplied
 from nbpatch.joint import Write
 from nbpatch.model import Model
 from nbpatch.parts import Block, Parts, Unfit
@@ -67,6 +70,90 @@ def disagreements(parts: Parts, model: Model) -> tuple[dict[str, str], Mapping[i
         "patches written over", unembedded(parts, base.returns, alone[chosen]), unembedded(parts, base.returns, written)
     )
     return found, whole.returns
+
+
+def tried_inline(parts: Parts, model: Model) -> Inline:
+    """Returns how a model whose blocks attend by themselves is run behind its own cache, and what can be patched so.
+
+    Raises:
+        Unfit: the base run, or already the residual stream, is not what a full forward gives; or a block fails so.
+    """
+    try:
+        return _tried_inline(parts, model)
+    except Unfit:
+        raise
+    except _FAILURES as error:
+        raise Unfit(f"behind a cache the model fails: {_said(error)}") from error
+
+
+_FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
+"""What a block may raise that was not made for a cache such as this one."""
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'nothing said'}"
+
+
+@torch.no_grad()
+def _tried_inline(parts: Parts, model: Model) -> Inline:
+    ids = torch.tensor(_prompts(model), device=model.device)
+    plain: Any = parts.model
+    logits = plain(ids, use_cache=False).logits[:, -1]
+    there = [name for name in PLACES if not _absent(name, parts)]
+    base = base_runs(parts, (0, 1), ids, keep=there)
+    scale = float(logits.nan_to_num(0, 0, 0).abs().max())
+    test = _InlineTest(parts, model, base, ids, TOLERANCE.get(model.dtype, 1e-4) * max(1.0, scale))
+    if not _off(base.logits, logits) <= test.allowed:
+        raise Unfit(f"its base run behind a cache differs from a plain forward by {_off(base.logits, logits):.1e}")
+    inline = Inline(parts, model.shape.n_heads, base.returns, shares_of(parts, base), {})
+    found = {name: test.compared(name, inline) for name in SWEEPABLE}
+    if found["resid_pre"]:
+        raise Unfit(f"patches of the residual stream behind a cache: {found['resid_pre']}")
+    return replace(inline, works=found)
+
+
+@dataclass(frozen=True)
+class _InlineTest:
+    """One model under test whose blocks attend by themselves; attributes as those of `_Test`."""
+
+    parts: Parts
+    model: Model
+    base: Bases
+    ids: Int[Tensor, "row pos"]
+    allowed: float
+
+    def compared(self, name: str, inline: Inline) -> str:
+        """Returns "" or why patches of a component are not made so, or by how much they differ from full forwards."""
+        if name not in KINDS or (KINDS[name] != PRE and name not in PLACES):
+            return "attention is computed inside the blocks, and patched there through hooks"
+        if _absent(name, self.parts):
+            return "this model has no such place"
+        try:
+            off = self._off(name, inline)
+        except (PatchNotApplied, *_FAILURES) as error:
+            return f"behind a cache the model fails: {_said(error)}"
+        return "" if off <= self.allowed else f"differs from a full forward by {off:.1e}"
+
+    def _off(self, name: str, inline: Inline) -> float:
+        """Returns by how much patches of a component, made together and one by one, differ from full forwards."""
+        depth, heads = self.model.shape.n_layers, inline.heads
+        places = sorted({(0, _DIFFERS), (depth // 2, _LENGTH - 2), (depth - 1, _LENGTH - 1)})
+        rows = [_row(name, layer, (layer + 1) % heads, pos) for layer, pos in places]
+        together = Steps(Rows.joined(rows), self.base, _DIFFERS, inline).go()
+        alone = [Steps(one, self.base, pos, inline).go() for one, (_, pos) in zip(rows, places, strict=True)]
+        fast = unembedded(self.parts, inline.returns, torch.cat([together, *alone]))
+        spots = [
+            Spot(name, self.parts.blocks[layer], (layer + 1) % heads, pos, heads, self._scale(name, layer))
+            for layer, pos in places
+        ]
+        slow = torch.stack([literal(spot, self.parts, self.ids, inline=True) for spot in spots])
+        return _off(fast, torch.cat([slow, slow]))
+
+    def _scale(self, name: str, layer: int) -> float:
+        if name != "resid_mid":
+            return 1.0
+        sites = self.base.sites
+        return _scale(self.base.streams[layer], sites["resid_mid", layer], sites["attn_out", layer])
 
 
 def _prompts(model: Model) -> list[list[int]]:
@@ -145,9 +232,13 @@ class _Test:
 
 def branch_scale(seen: Layer) -> float:
     """Returns by how much a block multiplies what attention writes: 1, except in Granite."""
-    wrote = present(seen.attn_out).double()
+    return _scale(seen.pre, present(seen.mid), present(seen.attn_out))
+
+
+def _scale(pre: Tensor, mid: Tensor, wrote: Tensor) -> float:
+    wrote = wrote.double()
     size = float((wrote * wrote).sum())
-    return float(((present(seen.mid) - seen.pre).double() * wrote).sum()) / size if size else 1.0
+    return float(((mid - pre).double() * wrote).sum()) / size if size else 1.0
 
 
 def _off(one: Tensor, other: Tensor) -> float:
@@ -227,10 +318,14 @@ class Spot:
 
 
 @torch.no_grad()
-def literal(spot: Spot, parts: Parts, ids: Int[Tensor, "row pos"]) -> Float[Tensor, "d_vocab"]:
-    """Returns the answer logits of row 1 of a full forward with the value at one place taken from row 0."""
+def literal(spot: Spot, parts: Parts, ids: Int[Tensor, "row pos"], *, inline: bool = False) -> Float[Tensor, "d_vocab"]:
+    """Returns the answer logits of row 1 of a full forward with the value at one place taken from row 0.
+
+    Args:
+        inline: whether the blocks attend by themselves: they are not asked to do it in another way.
+    """
     model: Any = parts.model
-    with _patched(spot), attending(parts, _patching(spot)):
+    with _patched(spot), nullcontext() if inline else attending(parts, _patching(spot)):
         return model(ids, use_cache=False).logits[1, -1]
 
 

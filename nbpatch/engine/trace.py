@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nbpatch.engine.attention import Keys, Queries, Values, attend_as_family, attending, is_causal, replaced
-from nbpatch.parts import Block, Parts, Unfit
+from nbpatch.parts import AttendsInline, Block, Parts, Unfit
 
 
 @dataclass
@@ -120,6 +120,7 @@ def trace(
         keep: which of `OPTIONAL` to keep.
 
     Raises:
+        AttendsInline: no layer asks for a function to attend with.
         Unfit: a block without attention of its own, or one that sees later positions.
     """
     by_length: dict[int, list[int]] = {}
@@ -172,6 +173,8 @@ class _Recorder:
 
     def _layer_of(self, seen: dict[str, Any]) -> Layer:
         missing = {"q", "z", "attn_out", "mlp_out"} - set(seen)
+        if missing == {"q"}:
+            raise AttendsInline("attention is computed inside the blocks")
         if missing:
             raise Unfit(f"a layer shows no {', '.join(sorted(missing))}")
         if seen["mask"] is None or not is_causal(seen["mask"]):
