@@ -1,5 +1,6 @@
 """What a plan says it will cost is what it costs: operations to a percent, waves exactly, and no run for the saying."""
 
+import families
 import micro
 import pytest
 
@@ -86,3 +87,24 @@ def test_a_long_sweep_says_its_cost_before_it_starts_and_a_short_one_nothing(mod
     said = capsys.readouterr().err
     assert said.startswith("mlp_post over layer neuron, denoising:")
     assert " GFLOP, " in said
+
+
+def test_a_plan_for_replay_costs_whole_forwards():
+    asked = load((micro.gpt2(), micro.tokenizer()))
+    fast = nbp.dry_run(asked, PAIR, "resid_pre").cost
+    asked.engine = "replay"
+    slow = nbp.dry_run(asked, PAIR, "resid_pre").cost
+    assert fast is not None
+    assert slow is not None
+    assert slow.flops > 2 * fast.flops
+    assert slow.seconds > fast.seconds
+
+
+@pytest.mark.parametrize("component", ["resid_pre", "attn_out", "z"])
+def test_a_plan_for_suffixes_costs_what_they_take(component):
+    model, pairs = families.loaded("falcon"), families.PAIRS
+    plan = nbp.dry_run(model, pairs, component)
+    spent = nbp.patch(model, pairs, component).provenance["engine"]
+    assert spent["name"].startswith("suffix")
+    assert plan.cost is not None
+    assert plan.cost.flops == pytest.approx(spent["flops"], rel=0.1)

@@ -91,7 +91,7 @@ def run_together(
     the table just filled.
     """
     fit = fit_of(model)
-    engines = [_engine_of([plan], model, fit)[0] for plan in plans]
+    engines = [engine_of([plan], model, fit)[0] for plan in plans]
     found: dict[int, Result] = {}
     total, done = sum(plan.n_runs for plan in plans), 0
     for kind in ("frontier", "suffix", "replay"):
@@ -165,7 +165,7 @@ def _progress(tables: Sequence[Table], number: int) -> Progress:
 
 def engine_for(plans: Sequence[Plan], model: Model, fit: Fit) -> Frontier | Suffix | Replay:
     """Returns the fastest engine that is exact for these plans on this model."""
-    name, reason = _engine_of(plans, model, fit)
+    name, reason = engine_of(plans, model, fit)
     if fit.parts is not None and name == "frontier":
         return Frontier(plans, model, fit.parts, fit.returns)
     if fit.inline is not None and name == "suffix":
@@ -177,7 +177,7 @@ def engine_for(plans: Sequence[Plan], model: Model, fit: Fit) -> Frontier | Suff
     return Replay(plans, model, reason=reason, max_tokens=min(tokens_per_forward(plan, model) for plan in plans))
 
 
-def _engine_of(plans: Sequence[Plan], model: Model, fit: Fit) -> tuple[str, str]:
+def engine_of(plans: Sequence[Plan], model: Model, fit: Fit) -> tuple[str, str]:
     """Returns which engine takes plans on this model, and why no faster one does."""
     if model.engine != "auto":
         return "replay", "asked for"

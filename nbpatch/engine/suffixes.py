@@ -132,10 +132,17 @@ class Suffix:
             yield int(number), Filled(rows.cell[own], logits[torch.from_numpy(own)], self.columns)
 
     def _worth(self) -> float:
-        """Returns how many tokens a block may take in vain for one call less."""
-        blocks = self.inline.parts.blocks
-        call = _CALL if self.model.device.type == "cpu" else _CALL_GPU
-        return _IN_VAIN + call * len(blocks) / max(1.0, self.inline.parts.flops_per_token)
+        parts = self.inline.parts
+        return in_vain(parts.flops_per_token / len(parts.blocks), gpu=self.model.device.type != "cpu")
+
+
+def in_vain(flops: float, *, gpu: bool = False) -> float:
+    """Returns how many tokens a block may take in vain for one call less.
+
+    Args:
+        flops: operations of a block on one token.
+    """
+    return _IN_VAIN + (_CALL_GPU if gpu else _CALL) / max(1.0, flops)
 
 
 def groups_of(first: Ints, worth: float) -> list[Ints]:
