@@ -174,7 +174,7 @@ def test_the_side_of_padding_is_irrelevant():
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_metric_of_the_whole_vocabulary_leaves_the_others_as_they_are(family, monkeypatch):
     """Also where so many logits are unembedded a few rows at a time."""
-    monkeypatch.setattr("nbpatch.engine.frontier._LOGITS", 64, raising=False)
+    monkeypatch.setattr("nbpatch.engine.memory._LOGITS", 64)
     model = small(family)
     alone = fast(model, PAIRS, "z")
     beside = fast(model, PAIRS, "z", metric=["logit_diff", "kl", "log_prob", "rank"])
@@ -187,7 +187,7 @@ def test_a_metric_of_the_whole_vocabulary_leaves_the_others_as_they_are(family, 
 @pytest.mark.parametrize("tokens", [1, 20, 10**6])
 def test_a_function_of_the_user_sees_all_pairs_of_a_cell(tokens, monkeypatch):
     monkeypatch.setattr("nbpatch.engine.frontier.MOST_TOKENS", tokens)
-    monkeypatch.setattr("nbpatch.engine.frontier._LOGITS", 64, raising=False)
+    monkeypatch.setattr("nbpatch.engine.memory._LOGITS", 64)
     model = small("gpt2")
     weights = torch.linspace(-1, 1, model.shape.d_vocab)
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from nbpatch.engine.base import BaseRuns, answers_of
 from nbpatch.engine.lead import Lead, begin
-from nbpatch.engine.memory import Room, room_of
+from nbpatch.engine.memory import Room, logits_at_once, room_of
 from nbpatch.engine.rows import Rows, base_rows, joints_of, rows_of, waves
 from nbpatch.engine.stopping import Halted, never
 from nbpatch.engine.supply import Ids, Supply, noise_of
-from nbpatch.engine.table import Filled
+from nbpatch.engine.table import Filled, by_plan
 from nbpatch.engine.tail import unembedded
 from nbpatch.engine.trace import Trace, trace, wanted
 from nbpatch.engine.walk import Walk
@@ -27,9 +27,6 @@ MOST_TOKENS = 3072
 """Tokens of one wave: matrix products are no faster with more on a CPU, and progress and stopping become coarse."""
 
 MOST_TOKENS_GPU = 65536
-
-_LOGITS = 2**26
-"""Bytes of logits at once where a metric reads the whole vocabulary."""
 
 
 class Frontier:
@@ -148,13 +145,12 @@ class Frontier:
                 self.flops += walk.flops
             self.n_waves += 1
             width = self.model.shape.d_vocab if self.columns is None else len(self.columns)
-            most = min(_LOGITS, self.room.passing // 4)
-            step = len(wave) if self._together() else max(1, most // (4 * width))
+            step = len(wave) if self._together() else logits_at_once(self.room.passing, width)
             for start in range(0, len(wave), step):
                 logits = self._unembedded(hidden[start : start + step], self.columns)
                 self.flops += 2.0 * logits.numel() * hidden.shape[1]
                 self._look_for_nan(wave.take(slice(start, start + step)), logits)
-                yield from self._by_plan(wave.take(slice(start, start + step)), logits)
+                yield from by_plan(wave.take(slice(start, start + step)), logits, self.columns)
 
     def _unembedded(self, hidden: Tensor, columns: Tensor | None) -> Tensor:
         returns = self.returns if self.traced is None else self.traced.returns
@@ -175,12 +171,6 @@ class Frontier:
             self.broken = f"it appears {place} of the patched run"
         else:
             self.broken = f"it appears in layer {base} of the {'corrupted' if run % 2 else 'clean'} run already"
-
-    def _by_plan(self, rows: Rows, logits: Tensor) -> Iterator[tuple[int, Filled]]:
-        for number in np.unique(rows.plan):
-            own = np.flatnonzero(rows.plan == number)
-            mine = logits if len(own) == len(rows) else logits[torch.from_numpy(own)]
-            yield int(number), Filled(rows.cell[own], mine, self.columns)
 
     def _bucket(self) -> int:
         """Returns how coarsely suffixes start: on a GPU and in tiny models, few large groups beat exact ones."""

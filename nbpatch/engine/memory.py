@@ -13,6 +13,9 @@ from nbpatch.prompts import TokenizedPair
 _COPIES = 4
 """Copies of logits there are at once while they are measured: as numbers, as logarithms, as probabilities."""
 
+_LOGITS = 2**26
+"""Bytes of logits at once, whatever room there is."""
+
 _MASKS = 3
 """Different masks a model may have: local, global, and one being made."""
 
@@ -81,3 +84,8 @@ def _base_bytes(
 def scores_at_once(passing: int, heads: int, length: int, width: int) -> int:
     """Returns for how many runs attention may be computed at once, at all positions of a prompt."""
     return max(1, passing // (6 * width * heads * length * length))
+
+
+def logits_at_once(passing: int, width: int) -> int:
+    """Returns of how many runs logits of so many tokens may be made at once."""
+    return max(1, min(_LOGITS, passing // 4) // (4 * width))

@@ -10,11 +10,12 @@ from torch import Tensor
 from nbpatch.engine.base import BaseRuns, answers_of
 from nbpatch.engine.frontier import room_for
 from nbpatch.engine.inline import PLACES, Bases, Inline, base_runs, called_with
+from nbpatch.engine.memory import logits_at_once
 from nbpatch.engine.rows import Ints, Rows, rows_of, waves, why_not
 from nbpatch.engine.steps import Steps
 from nbpatch.engine.stopping import never
 from nbpatch.engine.supply import by_length, noise_of
-from nbpatch.engine.table import Filled
+from nbpatch.engine.table import Filled, by_plan
 from nbpatch.engine.tail import unembedded
 from nbpatch.engine.trace import wanted
 from nbpatch.errors import PatchNotApplied
@@ -31,9 +32,6 @@ _CALL, _CALL_GPU = 1e7, 1e10
 """Operations in matrices that take as long as a block's bookkeeping; measured there, and a guess."""
 
 _FIX = 'model.engine = "replay"'
-
-_LOGITS = 2**26
-"""Bytes of logits at once where a metric reads the whole vocabulary."""
 
 
 class Suffix:
@@ -119,17 +117,12 @@ class Suffix:
                     self.flops += steps.flops
             self.n_waves += 1
             width = self.model.shape.d_vocab if self.columns is None else len(self.columns)
-            step = len(wave) if at_once else max(1, min(_LOGITS, self.room.passing // 4) // (4 * width))
+            step = len(wave) if at_once else logits_at_once(self.room.passing, width)
             for begin in range(0, len(wave), step):
                 some = slice(begin, begin + step)
                 logits = unembedded(parts, self.inline.returns, ends[some], self.columns).float().cpu()
                 self.flops += 2.0 * logits.numel() * ends.shape[1]
-                yield from self._by_plan(wave.take(some), logits)
-
-    def _by_plan(self, rows: Rows, logits: Tensor) -> Iterator[tuple[int, Filled]]:
-        for number in np.unique(rows.plan):
-            own = np.flatnonzero(rows.plan == number)
-            yield int(number), Filled(rows.cell[own], logits[torch.from_numpy(own)], self.columns)
+                yield from by_plan(wave.take(some), logits, self.columns)
 
     def _worth(self) -> float:
         parts = self.inline.parts

@@ -1,7 +1,7 @@
 """The table a run fills: one value per metric, direction, cell and pair, and the state of each."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nbpatch.engine.base import BASE, RUNS, BaseRuns
+from nbpatch.engine.rows import Rows
 from nbpatch.metrics import Answers, Metric, measure
 from nbpatch.plan import EXACT, FAILED, MEASURED, NOT_RUN, Plan
 
@@ -27,6 +28,14 @@ class Filled:
     cell: NDArray[np.int64]
     logits: Tensor
     columns: Tensor | None = None
+
+
+def by_plan(rows: Rows, logits: Tensor, columns: Tensor | None) -> Iterator[tuple[int, Filled]]:
+    """Yields rows that were run with their logits, apart by plan: its number and its runs."""
+    for number in np.unique(rows.plan):
+        own = np.flatnonzero(rows.plan == number)
+        mine = logits if len(own) == len(rows) else logits[torch.from_numpy(own)]
+        yield int(number), Filled(rows.cell[own], mine, columns)
 
 
 @dataclass(frozen=True)
