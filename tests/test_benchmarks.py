@@ -159,6 +159,17 @@ def test_their_time_is_the_cache_and_all_cells_scaled_from_the_measured_ones(sui
     assert match.theirs.run(match.sweeps, cells)[0] == 1 + 1 * 16 / 8
 
 
+def test_operations_of_sweeps_run_together_are_counted_once(suite, model):
+    pairs, row = suite.sweep_models.make_pairs(model, tokens=15, p0=2, count=1), suite.sweep_rows.ROWS["blocks"]
+    _, together = suite.sweep_contest.run_ours(model, pairs, row)
+    apart = [suite.sweep_contest.run_ours(model, pairs, suite.sweep_rows.ROWS[name])[1] for name, _ in row.sweeps]
+    rows = [suite.sweep_rows.ROWS[name] for name, _ in row.sweeps]
+    separately = sum(suite.sweep_contest.flops_of(*one) for one in zip(rows, apart, strict=True))
+    counted = suite.sweep_contest.flops_of(row, together)
+    # Three runs of their own have three times the base runs.
+    assert separately / 2 < counted < separately
+
+
 def test_ratio_and_utilisation_are_those_of_the_medians(suite):
     outcome = suite.sweep_contest.Outcome(
         "gpt2", "z", 15, 2, 1, 144, 24, 48, ours=0.5, theirs=10.0, difference=0.0, effect=1.0, flops=4e10, peak=100.0,

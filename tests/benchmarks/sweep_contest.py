@@ -436,7 +436,7 @@ def contest(
         theirs=theirs,
         difference=float(np.max(match.differences)),
         effect=largest_effect(match.results),
-        flops=flops_of(match.results),
+        flops=flops_of(row, match.results),
         peak=speed,
         rounds=tuple(rounds),
         others=tuple(other.column() for other in beside),
@@ -450,7 +450,10 @@ def largest_effect(results: Sequence[Any]) -> float:
     return max(float(np.abs(result.effect(per_pair=True)).max()) for result in results)
 
 
-def flops_of(results: Sequence[Any]) -> float | None:
-    """Returns the floating-point operations that nbpatch says it ran, or None where it does not say."""
-    counts = [result.provenance["engine"].get("flops") for result in results]
+def flops_of(row: Row, results: Sequence[Any]) -> float | None:
+    """Returns the floating-point operations that nbpatch says it ran, or None where it does not say.
+
+    Sweeps of one call are run together: each of their results has the operations of all.
+    """
+    counts = [result.provenance["engine"].get("flops") for result in (results if row.scored else results[:1])]
     return None if None in counts else float(sum(counts))
