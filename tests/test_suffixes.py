@@ -186,12 +186,12 @@ def test_a_model_says_which_way_each_component_goes():
 
 def slower(monkeypatch: pytest.MonkeyPatch, change: Callable[[torch.Tensor, str], torch.Tensor]) -> None:
     """Lets all patches write something else."""
-    original = steps.Spots.write
+    original = steps.Patches.write
 
     def write(self: Any, value: torch.Tensor, source: torch.Tensor, start: int) -> None:
         original(self, value, change(source, self.component), start)
 
-    monkeypatch.setattr(steps.Spots, "write", write)
+    monkeypatch.setattr(steps.Patches, "write", write)
 
 
 @pytest.mark.parametrize("factor", [1.5, float("nan")])
@@ -325,7 +325,7 @@ def test_a_block_that_forgets_the_cache_is_no_silent_nothing(monkeypatch):
 @pytest.mark.parametrize("worth", [0, 3, 10, 1000])
 def test_groups_hold_every_row_once_and_waste_no_more_than_a_call_is_worth(worth):
     first = np.random.default_rng(0).integers(0, 12, 40)
-    groups = suffixes.groups_of(first, worth)
+    groups = suffixes.started_together(first, worth)
     assert sorted(np.concatenate(groups)) == list(range(40))
     for rows in groups:
         starts, counts = np.unique(first[rows], return_counts=True)

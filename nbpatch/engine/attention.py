@@ -169,5 +169,6 @@ def _eager(module: nn.Module) -> Callable[..., Any]:
 def is_causal(mask: Shaped[Tensor, "row head dest src"]) -> bool:
     """Whether no position sees a later one, read from a captured mask."""
     above = torch.ones(mask.shape[-2:], dtype=torch.bool, device=mask.device).triu(1)
-    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    # Families differ in what True means; the first position sees itself.
+    seen = mask == mask[..., :1, :1] if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     return not bool((seen & above).any())

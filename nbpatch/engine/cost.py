@@ -6,7 +6,7 @@ import numpy as np
 
 from nbpatch.engine.memory import Room
 from nbpatch.engine.rows import ATTN, HEADS, PRE, Rows, base_rows, rows_of, waves
-from nbpatch.engine.suffixes import groups_of, in_vain
+from nbpatch.engine.suffixes import in_vain, started_together
 from nbpatch.plan import NOT_RUN, Cost, Plan
 
 _SHARE_OF_PEAK = 0.8
@@ -35,13 +35,14 @@ def with_cost(plan: Plan, engine: str, *, room: Room, pass_seconds: float, rate:
     else:
         rows, base = rows_of([plan]), list(base_rows(plan.tokenized, max_tokens=max_tokens))
         if engine == "suffix":
-            rows, calls = _started_together(rows, in_vain(2.0 * shape.layer_weights))
+            rows, calls = _behind_cache(rows, in_vain(2.0 * shape.layer_weights))
+            flops = each * float(lengths.sum())
+        else:
+            flops = sum(cone_flops(one, plan) for one in base)
         tokens = int(rows.tokens.sum())
         taken = int(base[-1].tokens.sum())
         count = sum(1 for _ in waves(rows, max_tokens=max_tokens, taken=taken))
-        led = sum(cone_flops(one, plan) for one in base)
-        flops = cone_flops(rows, plan) + (each * float(lengths.sum()) if engine == "suffix" else led)
-        flops += 2.0 * lengths.size * shape.d_model * shape.d_vocab
+        flops += cone_flops(rows, plan) + 2.0 * lengths.size * shape.d_model * shape.d_vocab
     if not all(metric.local for metric in plan.metrics):
         flops += 2.0 * plan.n_runs * shape.d_model * shape.d_vocab
     widest = min(max_tokens, tokens)
@@ -50,12 +51,12 @@ def with_cost(plan: Plan, engine: str, *, room: Room, pass_seconds: float, rate:
     return replace(plan, cost=Cost(count, flops, room.fixed + widest * room.each, seconds))
 
 
-def _started_together(rows: Rows, worth: float) -> tuple[Rows, int]:
+def _behind_cache(rows: Rows, worth: float) -> tuple[Rows, int]:
     """Returns rows as they are run behind a cache, whole blocks from a common start on, and of how many starts."""
     first, calls = rows.first.copy(), 0
     for last in np.unique(rows.last):
         mine = np.flatnonzero(rows.last == last)
-        for group in groups_of(rows.first[mine], worth):
+        for group in started_together(rows.first[mine], worth):
             first[mine[group]] = rows.first[mine[group]].min()
             calls += 1
     return replace(rows, first=first, kind=np.full(len(rows), PRE), alone=np.zeros(len(rows), np.bool_)), calls

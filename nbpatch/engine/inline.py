@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nbpatch.engine.attention import all_replaced, replaced
+from nbpatch.engine.attention import all_replaced, is_causal, replaced
 from nbpatch.engine.rows import Ints
 from nbpatch.engine.shims import Stopped, given_only
 from nbpatch.engine.supply import Noised, noising
@@ -183,18 +183,8 @@ def _refuse_later(arguments: Mapping[str, Any], length: int) -> None:
         for name, value in arguments.items()
         if name.endswith("mask") and isinstance(value, Tensor) and value.shape[-2:] == (length, length)
     ]
-    if not masks or any(_sees_later(mask) for mask in masks):
+    if not masks or not all(map(is_causal, masks)):
         raise Unfit("attention is not causal")
-
-
-def _sees_later(mask: Shaped[Tensor, "row head dest src"]) -> bool:
-    """Whether a position sees a later one; families differ in what True means, but the first one sees itself."""
-    above = torch.ones(mask.shape[-2:], dtype=torch.bool, device=mask.device).triu(1)
-    if mask.dtype == torch.bool:
-        seen = mask == mask[..., :1, :1]
-    else:
-        seen = mask > torch.finfo(mask.dtype).min / 2
-    return bool((seen & above).any())
 
 
 def empty_cache() -> Any:

@@ -24,7 +24,7 @@ _HEADS, _NEURONS = (COMPONENT_NAMES.index(name) for name in ("z", "mlp_post"))
 
 
 @dataclass(frozen=True)
-class Spots:
+class Patches:
     """Where rows are patched in one component of one layer, and with the values of which runs.
 
     Attributes:
@@ -39,11 +39,11 @@ class Spots:
     unit: Int[Tensor, "spot"] | None
     units: int
 
-    def behind(self, start: int) -> "Spots":
+    def behind(self, start: int) -> "Patches":
         """Returns the spots from a position on."""
         later = self.pos >= start
         unit = None if self.unit is None else self.unit[later]
-        return Spots(self.component, self.row[later], self.pos[later], self.run[later], unit, self.units)
+        return Patches(self.component, self.row[later], self.pos[later], self.run[later], unit, self.units)
 
     def write(self, value: Tensor, source: Float[Tensor, "run all width"], start: int) -> None:
         """Writes what other runs have over what the rows have, in place.
@@ -97,7 +97,7 @@ class Steps:
         self.spots = self._spots(split[self.order])
         self.flops = 0.0
 
-    def _spots(self, split: Ints) -> dict[int, list[Spots]]:
+    def _spots(self, split: Ints) -> dict[int, list[Patches]]:
         """Returns by layer what is patched there; sorted as they are, rows patched alike are a slice."""
         rows = self.rows
         count = np.where(rows.pos == WHOLE, self.base.length - self.start, 1)
@@ -109,13 +109,13 @@ class Steps:
         run = self.base.at(rows.source[owner])
         apart = (np.diff(rows.layer) != 0) | (np.diff(rows.component) != 0) | np.diff(split == WHOLE)
         cuts = [0, *(np.flatnonzero(apart) + 1), len(rows)]
-        found: dict[int, list[Spots]] = {}
+        found: dict[int, list[Patches]] = {}
         for begin, end in pairwise(cuts):
             here = slice(int(ends[begin] - count[begin]), int(ends[end - 1]))
             name, layer = COMPONENT_NAMES[rows.component[begin]], int(rows.layer[begin])
             part = None if split[begin] == WHOLE else unit[here]
             units = self.inline.heads if name == "z" else self._source(name, layer).shape[-1]
-            found.setdefault(layer, []).append(Spots(name, row[here], pos[here], run[here], part, units))
+            found.setdefault(layer, []).append(Patches(name, row[here], pos[here], run[here], part, units))
         return found
 
     def _source(self, name: str, layer: int) -> Float[Tensor, "run pos width"]:
@@ -164,7 +164,7 @@ class Steps:
                 spots.write(stream, self.base.streams[layer], start)
         return stream
 
-    def _at(self, layer: int, start: int) -> list[Spots]:
+    def _at(self, layer: int, start: int) -> list[Patches]:
         """Returns what is patched in a layer, from a position on."""
         found = self.spots.get(layer, [])
         return found if start == self.start else [spots.behind(start) for spots in found]

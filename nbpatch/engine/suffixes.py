@@ -110,7 +110,7 @@ class Suffix:
                 mine = np.flatnonzero(np.isin(wave.run, base.runs))
                 end = base.length - 1
                 last = called_with(parts, self.inline.returns, base, rows=len(mine), start=end) if len(mine) else []
-                for group in groups_of(wave.first[mine], self._worth()):
+                for group in started_together(wave.first[mine], self._worth()):
                     rows = wave.take(mine[group])
                     steps = Steps(rows, base, int(rows.first.min()), self.inline, last=last, halt=self.halt)
                     ends[torch.from_numpy(mine[group]).to(ends.device)] = steps.go()
@@ -138,7 +138,7 @@ def in_vain(flops: float, *, gpu: bool = False) -> float:
     return _IN_VAIN + (_CALL_GPU if gpu else _CALL) / max(1.0, flops)
 
 
-def groups_of(first: Ints, worth: float) -> list[Ints]:
+def started_together(first: Ints, worth: float) -> list[Ints]:
     """Returns rows, by their place, in groups that start together: where their first one does.
 
     Args:
